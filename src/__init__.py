@@ -1,0 +1,1 @@
+"""Marginalia: preference optimization in which every method is a row of parts."""
