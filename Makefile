@@ -1,0 +1,98 @@
+# Everything a clone needs: Python >= 3.11, git and make. `make help` lists the targets.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+PIP    := $(PYTHON) -m pip install -qq --disable-pip-version-check
+PINS   := requirements/constraints.txt
+
+# Which build of torch: auto (CUDA where nvidia-smi exists, else CPU; an installed one is kept), cpu or cuda.
+TORCH ?= auto
+# Arguments for pytest, e.g. make unit TESTS="tests/config -k recipe"
+TESTS ?=
+# Worker processes of the test run.
+WORKERS ?= 2
+TYPED := src/errors.py src/objective src/data src/model src/training src/engine
+
+# Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
+export PIP_CONSTRAINT := $(PINS)
+export PIP_BUILD_CONSTRAINT := $(PINS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-test demo report test lint types unit format calibrate lock clean clean-venv FORCE
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+setup: $(STAMPS)/core ## Create .venv with what training needs (TORCH=auto|cpu|cuda chooses the build of torch)
+
+setup-test: $(STAMPS)/test ## The same and what the tests need
+
+$(STAMPS)/venv:
+	@requirements/create_venv.sh $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# A build asked for by name replaces an installed one; `auto` keeps what is there.
+ifneq ($(TORCH),auto)
+ifneq ($(TORCH),$(shell cat $(STAMPS)/torch 2>/dev/null))
+$(STAMPS)/torch: FORCE
+endif
+endif
+
+$(STAMPS)/torch: $(STAMPS)/venv requirements/install_torch.sh
+	@requirements/install_torch.sh $(PYTHON) $(TORCH)
+	@echo $(TORCH) > $@
+
+$(STAMPS)/core: $(STAMPS)/torch requirements/core.txt $(PINS)
+	@echo "Installing the core packages"
+	@$(PIP) -r requirements/core.txt
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/core requirements/test.txt requirements/wandb.txt
+	@echo "Installing the test tools"
+	@$(PIP) -r requirements/core.txt -r requirements/test.txt -r requirements/wandb.txt
+	@touch $@
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+demo: setup ## SFT, then DPO, SimPO and AMaPO on the toy world, ranked, with a report (a few CPU minutes)
+	@$(PYTHON) -m src.demo
+
+report: setup ## Tables, figures and one HTML page from the runs and records at hand
+	@$(PYTHON) -m src.report
+
+calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
+	@$(PYTHON) -m benchmarks.calibrate_toy
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: lint types unit ## Everything CI checks: lint, types and tests
+
+lint: setup-test ## Style and format (ruff)
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+types: setup-test ## Types (mypy, strict)
+	@$(PYTHON) -m mypy $(TYPED)
+
+unit: setup-test ## Tests alone (TESTS="path -k name" narrows them)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --durations=15 $(TESTS)
+
+format: setup-test ## Rewrite the sources in the house format
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+# --- upkeep -----------------------------------------------------------------------------------------------------------
+
+lock: $(STAMPS)/venv ## Resolve requirements/*.txt into constraints.txt (UPGRADE=--upgrade takes newer versions)
+	@requirements/lock.sh $(PYTHON) $(UPGRADE)
+
+clean: ## Remove what tools left behind and the report page; runs/, cache/ and results/ stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis report
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-venv: ## Remove .venv
+	@rm -rf $(VENV)
