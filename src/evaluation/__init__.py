@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, and the records that tables are made of."""
