@@ -1,0 +1,125 @@
+"""Anthropic's HH-RLHF: raw transcripts, a chosen and a rejected one per record.
+
+Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from src.data.hub import load_hub_dataset
+from src.data.pairs import Message, PreferencePair, Prompt, text_field
+from src.data.sources.base import PairSource, Skipped
+from src.data.sources.files import content_hash, files_of, read_json_lines
+from src.data.sources.tables import table_hash
+from src.errors import UserError
+
+ASSISTANT = "\n\nAssistant:"
+HUMAN = "\n\nHuman:"
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLE_OF = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class HHRLHF(PairSource):
+    """HH-RLHF from a local file or directory (``path``) or from the hub (``hub_id``).
+
+    The prompt is everything up to and including the last ``\\n\\nAssistant:`` of a transcript.
+    A directory is laid out as the hub repository: ``<subset>/<split>.jsonl[.gz]``.
+    """
+
+    path: str | None = None
+    hub_id: str = "Anthropic/hh-rlhf"
+    revision: str | None = None
+    subset: str | None = None
+    split: str | None = None
+
+    def records(self) -> Iterator[PreferencePair | Skipped]:
+        """One pair per record, named by its position; raises ``UserError`` for records of another shape."""
+        for position, (where, record) in enumerate(self._rows(), 1):
+            identity = f"hh-{position:06d}"
+            try:
+                chosen, rejected = text_field(record, "chosen"), text_field(record, "rejected")
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+            yield pair_of(identity, chosen, rejected)
+
+    def content(self) -> str:
+        """Hash of the files, or of the hub's table."""
+        files = self._files()
+        return content_hash(files) if files is not None else table_hash(self._hub().data.table)
+
+    def options(self) -> dict[str, Any]:
+        """Nothing: the reading has no settings."""
+        return {}
+
+    def _files(self) -> list[Any] | None:
+        if self.path is None:
+            return None
+        pattern = f"{self.subset or '*'}/{self.split or 'train'}.jsonl*"
+        files = files_of(self.path, pattern)
+        if files[0].samefile(self.path):
+            for key, value in (("subset", self.subset), ("split", self.split)):
+                if value is not None:
+                    raise UserError(
+                        f"dataset.source.{key}={value} has no meaning for the single file {self.path}; "
+                        f"leave {key} null, or set path to a directory laid out as <subset>/<split>.jsonl.gz"
+                    )
+        return files
+
+    def _hub(self) -> Any:
+        return load_hub_dataset(self.hub_id, split=self.split or "train", revision=self.revision, data_dir=self.subset)
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        files = self._files()
+        if files is None:
+            yield from ((f"{self.hub_id} row {row}", record) for row, record in enumerate(self._hub()))
+            return
+        for file in files:
+            yield from ((f"{file}:{line}", record) for line, record in read_json_lines(file))
+
+
+def pair_of(identity: str, chosen: str, rejected: str) -> PreferencePair | Skipped:
+    """The pair in two transcripts, or why there is none (what counts as one is in the module's source)."""
+    (prompt_text, chosen_response), (other_text, rejected_response) = cut(chosen), cut(rejected)
+    if not prompt_text or not other_text:
+        return Skipped(identity, "no assistant turn")
+    if prompt_text != other_text:
+        return Skipped(identity, "chosen and rejected have different prompts")
+    if TURN.search(chosen_response) or TURN.search(rejected_response):
+        return Skipped(identity, "does not end with an assistant turn")
+    prompt = parse_prompt(prompt_text)
+    if prompt is None:
+        return Skipped(identity, "prompt does not end with a human turn")
+    return PreferencePair(identity, prompt, without_space(chosen_response), without_space(rejected_response))
+
+
+def cut(transcript: str) -> tuple[str, str]:
+    """(prompt up to and including the last ``\\n\\nAssistant:``, response); an empty prompt when there is none."""
+    end = transcript.rfind(ASSISTANT)
+    if end < 0:
+        return "", transcript
+    end += len(ASSISTANT)
+    return transcript[:end], transcript[end:]
+
+
+def parse_prompt(text: str) -> Prompt | None:
+    """The turns before the final ``\\n\\nAssistant:``; ``None`` unless they begin with a turn and end with a human's.
+
+    Nothing but the one space after each colon is taken away, so the plain template gives the transcript back.
+    """
+    before, *parts = TURN.split(text.removesuffix(ASSISTANT))
+    messages = tuple(
+        Message(ROLE_OF[name], without_space(content)) for name, content in zip(parts[::2], parts[1::2], strict=True)
+    )
+    if before or not messages or messages[-1].role != "user":
+        return None
+    return messages
+
+
+def without_space(text: str) -> str:
+    """``text`` without the one space that follows a turn's colon."""
+    return text.removeprefix(" ")
