@@ -1,0 +1,1 @@
+"""The toy world: a generated preference world with known truth (see docs/toy_world.md)."""
