@@ -15,7 +15,7 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-class Problems(UserError):
+class Problems(UserError):  # noqa: N818 - reads as what it is
     """Several user errors found at once; the message lists them, numbered."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -1,0 +1,318 @@
+"""The typed configuration: schema, checks that list every problem at once, hash and run directory.
+
+Nothing here imports torch, so that `--help` and `--cfg job` answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from src.errors import Problems
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+NOT_HASHED = ("output_root", "cache_root", "records_root", "run_dir", "logging", "resume")
+"""Keys that change where a run writes and what is shown of it, but not what it computes."""
+
+
+def one_of(*choices: str, default: str = MISSING) -> Any:
+    """A string field that takes one of ``choices`` (checked after composition)."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def number(default: Any = MISSING, *, at_least: float | None = None, above: float | None = None) -> Any:
+    """A numeric field with a lower bound (checked after composition)."""
+    return field(default=default, metadata={"at_least": at_least, "above": above})
+
+
+@dataclass
+class ModelConfig:
+    """conf/model: which weights, how they are built and how text reaches them."""
+
+    name: str = MISSING
+    init: str = one_of("scratch", "pretrained", "sft")
+    path: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    template: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    dtype: str = one_of("float32", "bfloat16")
+    attention: str = one_of("sdpa", "eager", "flash_attention_2")
+    gradient_checkpointing: bool = False
+    trainable: str = one_of("all")
+    sft_seed: int = 0
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetConfig:
+    """conf/dataset: where pairs come from and how they are cut."""
+
+    name: str = MISSING
+    source: dict[str, Any] = MISSING
+    validation_fraction: float = number(above=0)
+    split_seed: int = 0
+    max_length: int = number(at_least=2)
+    max_prompt_length: int = number(at_least=1)
+    truncation: str = one_of("simpo", "drop")
+    response_span: str = one_of("completion", "with_assistant_header")
+
+
+@dataclass
+class TrainingConfig:
+    """Optimizer, schedule and batch, in pairs and optimizer steps."""
+
+    epochs: float = number(above=0)
+    max_steps: int | None = number(None, at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+    global_batch_size: int = number(at_least=1)
+    micro_batch_size: int = number(at_least=1)
+    learning_rate: float = number(above=0)
+    scheduler: str = one_of("cosine", "linear", "constant")
+    warmup_ratio: float = number(at_least=0)
+    adam_beta1: float = number(at_least=0)
+    adam_beta2: float = number(at_least=0)
+    adam_epsilon: float = number(above=0)
+    weight_decay: float = number(at_least=0)
+    max_grad_norm: float = number(above=0)
+
+
+@dataclass
+class EvaluationConfig:
+    """Validation during training."""
+
+    every_steps: int = number(at_least=0)
+    micro_batch_size: int = number(at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+
+
+@dataclass
+class CheckpointConfig:
+    """When to write checkpoints and which one is the best."""
+
+    every_steps: int = number(at_least=0)
+    best_metric: str = MISSING
+    best_mode: str = one_of("max", "min")
+
+
+@dataclass
+class EngineConfig:
+    """conf/engine: what the step runs on."""
+
+    name: str = one_of("single")
+    device: str = one_of("auto", "cpu", "cuda", default="auto")
+
+
+@dataclass
+class LoggingConfig:
+    """conf/logging: mirrors of metrics.jsonl."""
+
+    backend: str = one_of("none", "wandb", "wandb_offline")
+    project: str | None = None
+    entity: str | None = None
+
+
+@dataclass
+class DebugConfig:
+    """conf/debug."""
+
+    name: str = "none"
+    traceback: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """The whole of a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: dict[str, Any] = MISSING
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    noise: dict[str, Any] = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    seed: int = MISSING
+    output_root: str = MISSING
+    cache_root: str = MISSING
+    run_dir: str | None = None
+
+
+@dataclass
+class RankingConfig:
+    """conf/ranking.yaml: pairwise accuracy of a finished run."""
+
+    checkpoint: str = MISSING
+    split: str = one_of("validation", "train")
+    which: str = one_of("best", "last")
+    min_score_gap: float | None = number(None, at_least=0)
+    micro_batch_size: int = number(at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+    bootstrap_samples: int = number(at_least=100)
+    seed: int = 0
+    device: str = one_of("auto", "cpu", "cuda")
+    records_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class ReportConfig:
+    """conf/report.yaml: the HTML page."""
+
+    runs: str = MISSING
+    records: str = MISSING
+    output: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
+
+
+def finished(config: DictConfig) -> TrainConfig:
+    """The composed training configuration, resolved, checked and frozen; raises ``Problems`` listing all of them."""
+    problems = problems_of(config, TrainConfig)
+    if not problems:
+        problems = training_problems(cast(TrainConfig, config))
+    if problems:
+        raise Problems(problems)
+    frozen = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    frozen = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), frozen))
+    OmegaConf.set_readonly(frozen, True)
+    return cast(TrainConfig, frozen)
+
+
+def problems_of(config: DictConfig, schema: type) -> list[str]:
+    """Missing values, choices and bounds of a composed configuration, as sentences."""
+    missing = [
+        f"{key} has no value; set it on the command line: {key}=..." for key in sorted(OmegaConf.missing_keys(config))
+    ]
+    return missing or bound_problems(config, schema, "")
+
+
+def bound_problems(node: DictConfig, schema: type, prefix: str) -> list[str]:
+    """Violations of ``one_of`` and ``number`` in ``node`` and below."""
+    problems = []
+    for spec in fields(schema):
+        value, key = node[spec.name], prefix + spec.name
+        default_factory = spec.default_factory
+        if isinstance(default_factory, type) and hasattr(default_factory, "__dataclass_fields__"):
+            problems += bound_problems(value, default_factory, f"{key}.")
+            continue
+        choices = spec.metadata.get("choices")
+        if choices and value not in choices:
+            problems.append(f"{key}={value} is not known; choose one of: {', '.join(choices)}")
+        at_least, above = spec.metadata.get("at_least"), spec.metadata.get("above")
+        if value is not None and at_least is not None and value < at_least:
+            problems.append(f"{key}={value} is too small; give at least {at_least:g}")
+        if value is not None and above is not None and not value > above:
+            problems.append(f"{key}={value} cannot work; give a value above {above:g}")
+    return problems
+
+
+def training_problems(config: TrainConfig) -> list[str]:
+    """What no single key shows: batch arithmetic, lengths, keys that nothing reads."""
+    problems = []
+    batch, micro = config.training.global_batch_size, config.training.micro_batch_size
+    if batch % micro:
+        fitting = [size for size in range(1, batch + 1) if batch % size == 0]
+        near = min(fitting, key=lambda size: abs(size - micro))
+        problems.append(
+            f"training.global_batch_size={batch} cannot be cut into micro-batches of training.micro_batch_size={micro} "
+            f"pairs; use training.micro_batch_size={near} or another divisor ({', '.join(map(str, fitting))})"
+        )
+    if config.dataset.max_prompt_length >= config.dataset.max_length:
+        problems.append(
+            f"dataset.max_prompt_length={config.dataset.max_prompt_length} leaves no room for a response within "
+            f"dataset.max_length={config.dataset.max_length}; make max_prompt_length smaller"
+        )
+    if not 0 < config.dataset.validation_fraction < 1:
+        problems.append(
+            f"dataset.validation_fraction={config.dataset.validation_fraction:g} leaves a split empty; "
+            "give a share of the prompts between 0 and 1, such as 0.1"
+        )
+    if config.training.warmup_ratio > 1:
+        problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
+    return problems + model_problems(config) + method_problems(config)
+
+
+def model_problems(config: TrainConfig) -> list[str]:
+    """``model.path`` and ``model.init`` must agree."""
+    model = config.model
+    if model.init == "scratch" and model.path is not None:
+        return [f"model.path={model.path} would not be read, since model.init=scratch; write model.init=pretrained"]
+    if model.init == "pretrained" and model.path is None:
+        return ["model.init=pretrained needs model.path: a hub id or a directory written by save_pretrained"]
+    if model.init != "pretrained" and model.path is None and not model.architecture:
+        return [f"model.init={model.init} without model.path needs model.architecture, the values of its configuration"]
+    return []
+
+
+def method_problems(config: TrainConfig) -> list[str]:
+    """Statistics that do not fit the batch, and constants of the method that no part reads."""
+    problems = []
+    method = OmegaConf.to_container(cast(DictConfig, config.method), resolve=False)
+    assert isinstance(method, dict)
+    constants = constants_of(method)
+    hint = f"; this method's constants are {', '.join(constants)}" if constants else ""
+    problems += [
+        f"method.{name} is read by no part of method={method.get('name')}, so it would change nothing; remove it{hint}"
+        for name in unread_constants(method)
+    ]
+    statistics = config.method.get("statistics")
+    if isinstance(statistics, int) and config.training.global_batch_size % statistics:
+        problems.append(
+            f"method.statistics={statistics} pairs do not divide training.global_batch_size="
+            f"{config.training.global_batch_size}; statistics are taken within one optimizer step, so choose a divisor"
+        )
+    return problems
+
+
+def constants_of(method: dict[Any, Any]) -> list[str]:
+    """Names of the method's flat constants."""
+    return [str(key) for key, value in method.items() if not isinstance(value, dict) and key != "name"]
+
+
+def unread_constants(method: dict[Any, Any]) -> list[str]:
+    """Constants that no part's interpolation reaches, directly or through another constant."""
+    texts = [json.dumps(value) for value in method.values() if isinstance(value, dict)]
+    unread = set(constants_of(method))
+    while texts:
+        text = texts.pop()
+        for name in sorted(unread):
+            if f"${{method.{name}}}" in text or f"${{..{name}}}" in text:
+                unread.discard(name)
+                texts.append(json.dumps(method[name]))
+    return sorted(unread)
+
+
+def hashed_view(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain data, without what does not change the computation."""
+    plain = OmegaConf.to_container(cast(DictConfig, config), resolve=True)
+    assert isinstance(plain, dict)
+    view = {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
+    view["debug"] = {"name": config.debug.name}
+    return view
+
+
+def config_hash(config: TrainConfig, base_hash: str = "") -> str:
+    """Ten hex digits of the SHA-256 of what the run computes; ``base_hash`` is that of the SFT run it starts from."""
+    text = json.dumps([hashed_view(config), base_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_directory(config: TrainConfig, base_hash: str = "") -> Path:
+    """Where the run lives: a pure function of the configuration, the same on every rank and at every start."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    parts = (config.method["name"], config.model.name, config.dataset.name)
+    name = "__".join((*parts, f"s{config.seed}", config_hash(config, base_hash)))
+    return Path(config.output_root) / name

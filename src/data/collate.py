@@ -1,0 +1,105 @@
+"""From tokenized pairs to a batch.
+
+``PairBatch`` says nothing of how tokens lie in memory: its ``layout`` is for ``model/logps.py`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from src.data.prepare import TokenizedPair
+from src.objective.types import PairLogProbs
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedLayout:
+    """One row per response, right-padded: rows 0..n-1 are chosen, n..2n-1 rejected (absent for demonstrations).
+
+    ``input_ids``, ``attention_mask`` (int64) and ``supervised`` (bool): [rows, time]. A token is supervised by its
+    position, never by its id, so a stop token that is also the padding token still counts.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    supervised: Tensor
+
+    def to(self, device: torch.device) -> PaddedLayout:
+        return PaddedLayout(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.supervised.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """The pairs of one forward, with what else is known of each.
+
+    ``flipped`` (bool), scores (float32) and the reference's log-probs are [n]; scores are ``None`` when any pair of
+    the batch is unscored, ``reference`` unless it was looked up. ``tokens`` counts real tokens (no padding),
+    ``chosen_tokens`` the supervised ones of the chosen responses.
+    """
+
+    layout: PaddedLayout
+    ids: tuple[str, ...]
+    has_rejected: bool
+    flipped: Tensor
+    chosen_scores: Tensor | None
+    rejected_scores: Tensor | None
+    reference: PairLogProbs | None
+    tokens: int
+    chosen_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch with its tensors on ``device``."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            layout=self.layout.to(device),
+            flipped=self.flipped.to(device, non_blocking=True),
+            chosen_scores=move(self.chosen_scores),
+            rejected_scores=move(self.rejected_scores),
+            reference=None if self.reference is None else self.reference.to(device),
+        )
+
+
+def collate(pairs: Sequence[TokenizedPair], reference: PairLogProbs | None = None) -> PairBatch:
+    """Lay out ``pairs`` for one forward; when none has a rejected response (demonstrations) only chosen rows exist."""
+    has_rejected = all(pair.rejected_ids for pair in pairs)
+    responses = [pair.chosen_ids for pair in pairs] + ([pair.rejected_ids for pair in pairs] if has_rejected else [])
+    prompts = [pair.prompt_ids for pair in pairs] * (2 if has_rejected else 1)
+    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    starts = torch.tensor([len(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = list(zip_longest(*rows, fillvalue=0))
+    input_ids = torch.tensor(columns, dtype=torch.int64).T.contiguous()
+    time = torch.arange(input_ids.shape[1])
+    present = time < lengths[:, None]
+    return PairBatch(
+        layout=PaddedLayout(input_ids, present.to(torch.int64), present & (time >= starts[:, None])),
+        ids=tuple(pair.id for pair in pairs),
+        has_rejected=has_rejected,
+        flipped=torch.tensor([pair.flipped for pair in pairs]),
+        chosen_scores=scores([pair.chosen_score for pair in pairs]),
+        rejected_scores=scores([pair.rejected_score for pair in pairs]),
+        reference=reference,
+        tokens=int(lengths.sum()),
+        chosen_tokens=sum(len(pair.chosen_ids) for pair in pairs),
+    )
+
+
+def scores(values: Sequence[float | None]) -> Tensor | None:
+    """[n] float32, or ``None`` when any value is missing."""
+    present = [value for value in values if value is not None]
+    return torch.tensor(present, dtype=torch.float32) if len(present) == len(values) else None

@@ -1,0 +1,63 @@
+"""The verbs by which the training step talks to whatever holds the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from src.data.collate import PairBatch
+from src.objective.types import PairLogProbs
+
+
+class Engine(Protocol):
+    """Holds model, optimizer and process group. A set of verbs, not a base class to inherit behaviour from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks among which a window is divided."""
+        ...
+
+    def log_probs(self, batch: PairBatch) -> PairLogProbs:
+        """Forward with gradient, in the engine's compute precision; float32 out."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this forward's share of the window's gradient."""
+        ...
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the accumulated gradient (scalar, on the device)."""
+        ...
+
+    def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
+        """Scale the gradient to at most ``max_norm``, update the weights, advance the schedule, forget the gradient."""
+        ...
+
+    def discard_gradients(self) -> None:
+        """Forget the accumulated gradient without an update."""
+        ...
+
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        ...
+
+    def save_model(self, directory: Path) -> None:
+        """Write weights and configuration as ``AutoModelForCausalLM.from_pretrained`` reads them."""
+        ...
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimizer, schedule and random generators."""
+        ...
+
+    def load(self, model_directory: Path, state: Mapping[str, Any]) -> None:
+        """Continue exactly from what ``save_model`` and ``training_state`` gave."""
+        ...

@@ -1,0 +1,1 @@
+"""Weights, and the log-probs of pairs under them."""

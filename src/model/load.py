@@ -1,0 +1,84 @@
+"""Models from a configuration: built from scratch, or read from a directory or a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from src.config import ModelConfig
+from src.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: int) -> PreTrainedModel:
+    """The initial policy, in float32, in training mode without dropout.
+
+    ``path`` overrides ``model.path`` (the supervised base of a preference run); without any path the architecture is
+    built with weights drawn from ``seed``. Raises ``UserError`` when weights cannot be had or do not fit.
+    """
+    model = read_model(config, path) if path else model_from_scratch(config, vocabulary, seed)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < vocabulary:
+        raise UserError(
+            f"model {path or config.name} embeds {rows} tokens but its tokenizer has {vocabulary}; "
+            "set model.tokenizer to the one the model was trained with"
+        )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+    # train() would switch dropout on, which no method here wants; only checkpointing looks at the flag
+    disable_dropout(model)
+    return model.train()
+
+
+def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTrainedModel:
+    """A model with the architecture's values and ``vocabulary`` tokens; weights depend on ``seed`` alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values: dict[str, Any] = {str(key): value for key, value in config.architecture.items()}
+    values["vocab_size"] = vocabulary
+    try:
+        architecture = AutoConfig.for_model(values.pop("model_type"), **values)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"model.architecture cannot be built: {error}; give model_type and its values") from error
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        architecture, dtype=torch.float32, attn_implementation=config.attention
+    )
+    return model
+
+
+def read_model(config: ModelConfig, path: str) -> PreTrainedModel:
+    """Weights from a directory or a hub id; the message of a failure says what to put in ``model.path``."""
+    from transformers import AutoModelForCausalLM
+
+    revision = config.revision if path == config.path else None
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=torch.float32, attn_implementation=config.attention
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        where = "directory" if Path(path).exists() else "hub id (not reachable from here, or no such model)"
+        raise UserError(
+            f"model.path={path} is a {where} that cannot be loaded: {reason} "
+            "Put a directory written by save_pretrained in model.path"
+        ) from error
+    return model
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout probability to 0."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if getattr(model.config, name, None):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.0

@@ -1,0 +1,1 @@
+"""The mathematics: pure tensor functions that know no model, no dataset and no configuration library."""

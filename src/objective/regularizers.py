@@ -1,0 +1,43 @@
+"""Regularizers: an extra term on the chosen response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from src.objective.rewards import require_positive
+from src.objective.types import Needs, ResponseLogProbs, WindowTotals
+
+
+@dataclass(frozen=True)
+class NoRegularizer:
+    """0."""
+
+    needs = Needs()
+
+    def __call__(self, chosen: ResponseLogProbs, totals: WindowTotals) -> Tensor:
+        return chosen.summed.new_zeros(())
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """λ · NLL of the chosen response (SFT, CPO, SLiC).
+
+    ``token_mean``: Σ −log π / tokens of the whole window (cross-entropy as trainers report it);
+    ``sequence_mean``: mean over pairs of −log π / |y|; ``sequence_sum``: mean over pairs of −log π.
+    """
+
+    coefficient: float = 1.0
+    normalization: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
+    needs = Needs()
+
+    def __post_init__(self) -> None:
+        require_positive("coefficient", self.coefficient, "the term would vanish or push the chosen response down")
+
+    def __call__(self, chosen: ResponseLogProbs, totals: WindowTotals) -> Tensor:
+        if self.normalization == "token_mean":
+            return -self.coefficient * chosen.summed.sum() / max(totals.chosen_tokens, 1)
+        values = chosen.average if self.normalization == "sequence_mean" else chosen.summed
+        return -self.coefficient * values.sum() / totals.pairs

@@ -1,0 +1,1 @@
+"""The run: window by window, with everything that makes it resumable."""

@@ -1,0 +1,162 @@
+"""Checkpoints that are whole or absent: written aside, synced, renamed, then marked COMPLETED."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from src.engine.base import Engine
+from src.errors import UserError
+from src.objective.objective import ObjectiveState
+
+MARK = "COMPLETED"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything of a run that is not weights, optimizer or random generators.
+
+    ``step``: optimizer steps done. ``validated_step``: the last one after which validation ran (-1: none yet).
+    ``best_value`` is that of the configured validation metric. ``metrics_length``: bytes of metrics.jsonl.
+    """
+
+    step: int = 0
+    validated_step: int = -1
+    best_step: int | None = None
+    best_value: float | None = None
+    metrics_length: int = 0
+    objective_state: ObjectiveState = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to; resuming under another identity is refused."""
+
+    config_hash: str
+    manifest_hash: str
+
+
+class Checkpoints:
+    """The ``checkpoints`` folder of one run: step directories, and the links ``last`` and ``best``."""
+
+    def __init__(self, directory: Path, identity: Identity, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.directory, self.identity, self.tokenizer = directory, identity, tokenizer
+
+    def save(self, engine: Engine, progress: Progress, *, best: bool) -> Path:
+        """Write the checkpoint of ``progress.step``, point ``last`` (and ``best``) to it, remove what neither names."""
+        final = self.directory / f"step-{progress.step:08d}"
+        if not (final / MARK).exists():
+            aside = self.directory / f".writing-{progress.step:08d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)
+            (aside / "model").mkdir(parents=True)
+            engine.save_model(aside / "model")
+            self.tokenizer.save_pretrained(aside / "model")
+            self.write_state(aside / "trainer.pt", engine, progress)
+            sync_tree(aside)
+            os.replace(aside, final)
+            (final / MARK).touch()
+            sync(self.directory)
+        else:
+            self.replace_state(final / "trainer.pt", engine, progress)
+        self.point("last", final)
+        if best:
+            self.point("best", final)
+        self.prune()
+        return final
+
+    def write_state(self, path: Path, engine: Engine, progress: Progress) -> None:
+        """Write trainer.pt."""
+        torch.save(
+            {"progress": asdict(progress), "identity": asdict(self.identity), "engine": engine.training_state()}, path
+        )
+
+    def replace_state(self, path: Path, engine: Engine, progress: Progress) -> None:
+        """Exchange trainer.pt of a checkpoint that exists (same weights, more progress, such as a validation)."""
+        aside = path.with_name(".trainer.pt")
+        self.write_state(aside, engine, progress)
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+
+    def point(self, name: str, target: Path) -> None:
+        """Make the link ``name`` point to ``target``, in one indivisible move."""
+        aside = self.directory / f".{name}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target.name)
+        os.replace(aside, self.directory / name)
+        sync(self.directory)
+
+    def prune(self) -> None:
+        """Remove step directories that no link names."""
+        kept = {os.readlink(self.directory / name) for name in ("last", "best") if (self.directory / name).is_symlink()}
+        for path in self.directory.glob("step-*"):
+            if path.name not in kept:
+                shutil.rmtree(path)
+
+    def resume(self, engine: Engine) -> Progress | None:
+        """Load ``last`` into the engine; ``None`` when there is none. Raises ``UserError`` when it cannot be trusted."""
+        last = self.directory / "last"
+        if not last.is_symlink() and not last.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return None
+        checkpoint = completed(last)
+        saved = read_state(checkpoint)
+        self.refuse_other_identity(checkpoint, saved["identity"])
+        engine.load(checkpoint / "model", saved["engine"])
+        return Progress(**saved["progress"])
+
+    def refuse_other_identity(self, checkpoint: Path, saved: Mapping[str, str]) -> None:
+        """Raise ``UserError`` when the checkpoint was made by another configuration or from other data."""
+        mine = asdict(self.identity)
+        if saved["config_hash"] != mine["config_hash"]:
+            raise UserError(
+                f"{checkpoint} was written by configuration {saved['config_hash']}, this one is {mine['config_hash']}: "
+                "resuming would mix two experiments; use another run_dir, or the configuration in config.yaml beside it"
+            )
+        if saved["manifest_hash"] != mine["manifest_hash"]:
+            raise UserError(
+                f"{checkpoint} was trained on prepared data {saved['manifest_hash'][:12]}, now it is "
+                f"{mine['manifest_hash'][:12]}: the data changed; restore it, or remove the run directory"
+            )
+
+
+def completed(path: Path) -> Path:
+    """The directory of a whole checkpoint; raises ``UserError`` for one that is absent or half-written."""
+    resolved = path.resolve()
+    if not resolved.is_dir():
+        raise UserError(f"{path} is no checkpoint: there is no such directory; give a run directory that trained")
+    if not (resolved / MARK).exists():
+        raise UserError(
+            f"{path} is a half-written checkpoint (it has no {MARK} file), so its weights cannot be trusted; "
+            "remove it and run the command again: it continues from the last whole one or from the start"
+        )
+    return resolved
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """trainer.pt of a whole checkpoint, read without executing anything in it."""
+    state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Force every file below ``directory``, and the directories, to disk."""
+    for path in (*directory.rglob("*"), directory):
+        sync(path)
