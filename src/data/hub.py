@@ -6,7 +6,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from src.errors import UserError
@@ -57,24 +57,24 @@ def load_hub_dataset(hub_id: str, *, split: str, revision: str | None = None, da
     """
     import datasets
 
-    def load() -> Any:
-        return datasets.load_dataset(hub_id, data_dir=data_dir, split=split, revision=revision)
+    def load(cached_only: bool) -> Any:
+        with offline() if cached_only else nullcontext():
+            return datasets.load_dataset(hub_id, data_dir=data_dir, split=split, revision=revision)
 
     return from_hub(load, f"dataset '{hub_id}'", "set dataset.source.path to a local copy")
 
 
-def from_hub(load: Callable[[], Result], what: str, remedy: str) -> Result:
-    """Run ``load`` against the hub, or offline when the hub does not answer; failures become ``UserError``."""
-    if not hub_reachable():
-        try:
-            with offline():
-                return load()
-        except Exception as error:
-            raise UserError(
-                f"{what}: the hub cannot be reached from this machine, and it is not in the local hub cache; {remedy}"
-            ) from error
+def from_hub(load: Callable[[bool], Result], what: str, remedy: str, *, local_only: bool = False) -> Result:
+    """``load(cached_only)``: from the hub when it answers, else from the hub library's cache alone.
+
+    Raises ``UserError`` in place of whatever ``load`` raises, ending in ``remedy``.
+    """
+    cached_only = local_only or not hub_reachable()
     try:
-        return load()
+        return load(cached_only)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} could not be loaded from the hub ({reason}); check the name, or {remedy}") from error
+        if cached_only:
+            why = "downloads are switched off" if local_only else "the hub cannot be reached from this machine"
+            raise UserError(f"{what}: {why}, and it is not in the local hub cache; {remedy}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{what} could not be loaded from the hub ({lines[0]}); check the name, or {remedy}") from error

@@ -1,0 +1,50 @@
+"""Content-addressed folders: built once, aside, then renamed, so a folder that is there is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from src.errors import UserError
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Make ``folder`` by ``build(empty folder)`` unless it is there; True when it was built now.
+
+    Several processes may ask at once: one builds, the others wait. A failed build leaves nothing behind.
+    Raises ``UserError`` when the place cannot be written.
+    """
+    if folder.is_dir():
+        return False
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}); set cache_root to a folder you own"
+        ) from error
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            return False
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            build(aside)
+            aside.chmod(0o777 & ~current_umask())
+            aside.rename(folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    return True
+
+
+def current_umask() -> int:
+    """The process's umask (readable only by setting it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
