@@ -1,0 +1,1 @@
+"""Reporting: run directories and records become tables, figures and one page."""
