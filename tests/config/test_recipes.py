@@ -110,12 +110,12 @@ def test_architecture_has_the_size_of_the_published_weights(model: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{model}.yaml").architecture)
-    assert isinstance(values, dict)
+    container: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{model}.yaml").architecture)
+    values: dict[str, Any] = container
     architecture = AutoConfig.for_model(**values)
-    assert {key: getattr(architecture, str(key)) for key in values} == values
+    assert {key: getattr(architecture, key) for key in values} == values
     with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(architecture)
+        weights = AutoModelForCausalLM.from_config(architecture)  # type: ignore[no-untyped-call]
     assert sum(parameter.numel() for parameter in weights.parameters()) == PARAMETERS[model]
 
 
