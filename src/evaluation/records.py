@@ -29,9 +29,9 @@ class RunInfo:
     """Which weights were measured.
 
     ``directory``: the run directory; ``noise``: "none" or what was done to the labels; ``step``: optimizer steps of
-    the checkpoint; ``checkpoint``: "best", "last" or a step folder's name; ``constants``: what else distinguishes
-    the run from its siblings (the method's constants, learning rate, ...). Tables average over seeds only what has
-    equal constants.
+    the checkpoint; ``checkpoint``: "best", "last" or a step folder's name; ``constants``: every other setting that
+    may change the result (the method's constants, learning rate, ...). Tables average over seeds only what has equal
+    constants.
     """
 
     directory: str
@@ -207,14 +207,34 @@ def describe_noise(node: Any) -> str:
 
 
 def run_constants(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat constants of the method and of training: what a sweep varies, other than the seed."""
-    nodes = [node for section in ("method", "training") if isinstance(node := config.get(section), Mapping)]
-    return {
-        str(key): value
-        for node in nodes
-        for key, value in node.items()
-        if key not in ("name", "micro_batch_size") and isinstance(value, (str, int, float, bool))
-    }
+    """Every setting that may change the result, flat and dotted; the method's and training's without the section.
+
+    A part's option that only repeats a constant of its method (``beta: ${method.beta}``) is left out.
+    """
+    method = config.get("method")
+    own = method if isinstance(method, Mapping) else {}
+    flat: dict[str, Any] = {}
+    for section, node in config.items():
+        if section not in NOT_CONSTANTS:
+            flat |= _flatten(node, str(section))
+    constants: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, rest = key.partition(".")
+        leaf = key.rsplit(".", 1)[-1]
+        repeats = section == "method" and "." in rest and leaf in own and own[leaf] == value
+        if rest != "name" and leaf != "micro_batch_size" and not repeats:
+            constants[rest if section in ("method", "training") else key] = value
+    return constants
+
+
+NOT_CONSTANTS = ("seed", "noise", "output_root", "cache_root", "run_dir", "engine", "logging", "debug", "hydra")
+"""Top-level keys that tell seeds, labels or places apart, not settings; noise has a field of its own."""
+
+
+def _flatten(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {name: leaf for key, value in node.items() for name, leaf in _flatten(value, f"{prefix}.{key}").items()}
 
 
 def environment() -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from src.reporting.tables import LEGEND, Table, cell_text, title
+from src.evaluation.records import Record
+from src.reporting.tables import LEGEND, Table, build_tables, cell_text, title
 
 MAIN = ("accuracy/average", "accuracy/sum", "accuracy/reference", "spearman/average")
 """Metrics shown in the terminal; the rest is in the page and the files."""
+
+
+def print_records(records: Iterable[Record], console: Console | None = None) -> None:
+    """Print the tables that these records make."""
+    print_tables(build_tables(records), console)
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:

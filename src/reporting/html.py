@@ -58,14 +58,16 @@ def build_report(
     now: datetime | None = None,
     command: str | None = None,
 ) -> Path:
-    """Write the page to ``out``, figures to ``figures/`` and tables to ``tables/`` beside it; return ``out``.
+    """Write the page, figures to ``figures/`` and tables to ``tables/`` beside it; return the page's path.
 
-    ``runs``: run directories or folders that hold some; ``records``: record files or folders of them; a path that
-    does not exist counts as empty. ``now`` and ``command`` are for the footer (default: this moment, this process).
+    ``out``: an .html file, or a folder in which the page is called report.html. ``runs``: run directories or folders
+    that hold some; ``records``: record files or folders of them; a path that does not exist counts as empty. ``now`` and ``command`` are for the footer (default: this moment, this process).
 
     Raises ``UserError`` when there is neither a run nor a record, for a malformed record, and when ``out`` or its
     folder cannot be written.
     """
+    if out.suffix.lower() not in (".html", ".htm"):
+        out = out / "report.html"
     loaded = [read_run(path) for path in find_runs(runs)]
     found = read_records([path for path in records if path.exists()])
     if not loaded and not found:

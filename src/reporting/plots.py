@@ -200,7 +200,7 @@ def accuracy_axes(axes: Axes, table: Table, colours: Sequence[int]) -> None:
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("pairs ranked right, %  (dotted: chance)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handletextpad=0.1, columnspacing=1.2)
 

@@ -75,8 +75,8 @@ class Table:
 
     @property
     def settings_line(self) -> str:
-        """The settings of the measurement as ``key=value``, in order of key."""
-        return ", ".join(f"{key}={value}" for key, value in sorted(self.settings.items()))
+        """The settings of the measurement as ``key=value``, in order of key; unset ones are left out."""
+        return ", ".join(f"{key}={value}" for key, value in sorted(self.settings.items()) if value is not None)
 
     @property
     def notes(self) -> list[str]:

@@ -130,8 +130,9 @@ def make_run(directory: Path, config: dict[str, object]) -> Path:
 def test_describe_run(tmp_path: Path) -> None:
     config = {
         "seed": 3,
-        "method": {"name": "simpo", "beta": 2.0, "reward": {"_target_": "x"}},
-        "model": {"name": "tiny"},
+        "run_dir": "elsewhere",
+        "method": {"name": "simpo", "beta": 2.0, "reward": {"_target_": "x", "beta": 2.0}, "link": {"gamma": 2.0}},
+        "model": {"name": "tiny", "init": "sft"},
         "dataset": {"name": "toy"},
         "noise": {"_target_": "src.data.noise.RandomFlip", "rate": 0.3, "seed": 7},
         "training": {"learning_rate": 0.001, "micro_batch_size": 4, "max_steps": None},
@@ -140,7 +141,14 @@ def test_describe_run(tmp_path: Path) -> None:
     assert (info.method, info.model, info.dataset, info.seed, info.step) == ("simpo", "tiny", "toy", 3, 50)
     assert info.noise == "RandomFlip(rate=0.3)"
     assert info.config_hash == "c0ffee"
-    assert info.constants == {"beta": 2.0, "learning_rate": 0.001}
+    assert info.constants == {
+        "beta": 2.0,
+        "reward._target_": "x",
+        "link.gamma": 2.0,
+        "model.init": "sft",
+        "learning_rate": 0.001,
+        "max_steps": None,
+    }
     with pytest.raises(UserError, match="no checkpoint 'last'"):
         describe_run(tmp_path / "run", "last")
     with pytest.raises(UserError, match="is not a run directory"):

@@ -21,7 +21,7 @@ from src.errors import UserError
 from src.evaluation.records import DataInfo, Record, RunInfo, write_record
 from src.evaluation.statistics import Metric
 from src.reporting import plots
-from src.reporting.console import print_tables
+from src.reporting.console import print_records
 from src.reporting.html import build_report, render_tables
 from src.reporting.runs import find_runs, read_run
 from src.reporting.tables import build_tables, cell_text, to_csv, to_markdown
@@ -153,7 +153,7 @@ def test_html_fragment_escapes() -> None:
 def test_console_shows_values_and_takes_names_literally() -> None:
     out = io.StringIO()
     console = Console(file=out, width=160)
-    print_tables(build_tables([make_record("sft", 0.6), make_record("[red]x", 0.8)]), console)
+    print_records([make_record("sft", 0.6), make_record("[red]x", 0.8)], console)
     text = out.getvalue()
     assert "80.0 [76.0, 84.0]" in text
     assert "[red]x" in text
@@ -198,7 +198,9 @@ def test_a_broken_run_directory_is_still_shown(tmp_path: Path) -> None:
     run = read_run(directory)
     assert run.state == "unknown"
     assert len(run.notes) == 3
-    page = build_report([directory], [], tmp_path / "out" / "r.html").read_text()
+    path = build_report([directory], [], tmp_path / "out")  # a folder
+    assert path == tmp_path / "out" / "report.html"
+    page = path.read_text()
     assert "status.json is not a JSON object" in page
 
 
