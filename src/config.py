@@ -154,11 +154,9 @@ class RankingConfig:
     checkpoint: str = MISSING
     split: str = one_of("validation", "train")
     which: str = one_of("best", "last")
-    min_score_gap: float | None = number(None, at_least=0)
+    min_score_gap: float = number(0.0, at_least=0)
     micro_batch_size: int = number(at_least=1)
     max_pairs: int | None = number(None, at_least=1)
-    bootstrap_samples: int = number(at_least=100)
-    seed: int = 0
     device: str = one_of("auto", "cpu", "cuda")
     records_root: str = MISSING
     debug: DebugConfig = field(default_factory=DebugConfig)
@@ -177,17 +175,32 @@ class ReportConfig:
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
 
 
+def compose_train(overrides: list[str]) -> TrainConfig:
+    """conf/train.yaml with ``overrides``, checked and frozen: for programs that need a second configuration."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return finished(compose("train", overrides=overrides))
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return finished(compose("train", overrides=overrides))
+
+
 def finished(config: DictConfig) -> TrainConfig:
-    """The composed training configuration, resolved, checked and frozen; raises ``Problems`` listing all of them."""
-    problems = problems_of(config, TrainConfig)
-    if not problems:
-        problems = training_problems(cast(TrainConfig, config))
-    if problems:
+    """The composed training configuration, checked by itself and frozen; raises ``Problems`` listing all of them."""
+    if problems := training_problems(config):
         raise Problems(problems)
-    frozen = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    frozen = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), frozen))
-    OmegaConf.set_readonly(frozen, True)
-    return cast(TrainConfig, frozen)
+    return frozen(config)
+
+
+def frozen(config: DictConfig) -> TrainConfig:
+    """The composed configuration, resolved and read-only."""
+    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
+    OmegaConf.set_readonly(merged, True)
+    return cast(TrainConfig, merged)
 
 
 def problems_of(config: DictConfig, schema: type) -> list[str]:
@@ -218,11 +231,18 @@ def bound_problems(node: DictConfig, schema: type, prefix: str) -> list[str]:
     return problems
 
 
-def training_problems(config: TrainConfig) -> list[str]:
+def training_problems(config: DictConfig) -> list[str]:
+    """Everything that is wrong with a training configuration by itself, as sentences."""
+    if OmegaConf.missing_keys(config):
+        return problems_of(config, TrainConfig)
+    return problems_of(config, TrainConfig) + combination_problems(cast(TrainConfig, config))
+
+
+def combination_problems(config: TrainConfig) -> list[str]:
     """What no single key shows: batch arithmetic, lengths, keys that nothing reads."""
     problems = []
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
-    if batch % micro:
+    if micro >= 1 and batch % micro:
         fitting = [size for size in range(1, batch + 1) if batch % size == 0]
         near = min(fitting, key=lambda size: abs(size - micro))
         problems.append(
@@ -268,7 +288,7 @@ def method_problems(config: TrainConfig) -> list[str]:
         for name in unread_constants(method)
     ]
     statistics = config.method.get("statistics")
-    if isinstance(statistics, int) and config.training.global_batch_size % statistics:
+    if isinstance(statistics, int) and statistics > 0 and config.training.global_batch_size % statistics:
         problems.append(
             f"method.statistics={statistics} pairs do not divide training.global_batch_size="
             f"{config.training.global_batch_size}; statistics are taken within one optimizer step, so choose a divisor"

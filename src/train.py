@@ -5,14 +5,14 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from src.cli import entry_point
-from src.config import finished
 
 
 def main(config: DictConfig) -> int:
-    checked = finished(config)
-    from src.training.run import train  # late: torch and transformers take seconds to import
+    # late: torch and transformers take seconds to import, and --help and --cfg need neither
+    from src.training.plan import checked
+    from src.training.run import train
 
-    return train(checked)
+    return train(checked(config, strict=True))
 
 
 if __name__ == "__main__":

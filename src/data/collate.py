@@ -12,7 +12,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from src.data.prepare import TokenizedPair
+from src.data.pairset import TokenizedPair
 from src.objective.types import PairLogProbs
 
 

@@ -44,7 +44,7 @@ class LocalEngine:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        return torch.device(self.accelerator.device)
 
     @property
     def world_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -11,7 +11,7 @@ from src.config import ModelConfig
 from src.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: int) -> PreTrainedModel:
@@ -21,23 +21,25 @@ def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: in
     built with weights drawn from ``seed``. Raises ``UserError`` when weights cannot be had or do not fit.
     """
     model = read_model(config, path) if path else model_from_scratch(config, vocabulary, seed)
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if rows < vocabulary:
         raise UserError(
             f"model {path or config.name} embeds {rows} tokens but its tokenizer has {vocabulary}; "
             "set model.tokenizer to the one the model was trained with"
         )
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
     # train() would switch dropout on, which no method here wants; only checkpointing looks at the flag
     disable_dropout(model)
-    return model.train()
+    model.train()
+    return model
 
 
 def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTrainedModel:
     """A model with the architecture's values and ``vocabulary`` tokens; weights depend on ``seed`` alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     values: dict[str, Any] = {str(key): value for key, value in config.architecture.items()}
     values["vocab_size"] = vocabulary
@@ -46,9 +48,15 @@ def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTr
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"model.architecture cannot be built: {error}; give model_type and its values") from error
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        architecture, dtype=torch.float32, attn_implementation=config.attention
-    )
+    return architecture_only(architecture, dtype=torch.float32, attn_implementation=config.attention)
+
+
+def architecture_only(architecture: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """A model with random weights, on torch's current default device (``meta`` makes none)."""
+    from transformers import AutoModelForCausalLM
+
+    factory: Any = AutoModelForCausalLM
+    model: PreTrainedModel = factory.from_config(architecture, **options)
     return model
 
 
@@ -80,5 +88,5 @@ def disable_dropout(model: PreTrainedModel) -> None:
         if getattr(model.config, name, None):
             setattr(model.config, name, 0.0)
     for module in model.modules():
-        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
-            module.attention_dropout = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            cast(Any, module).attention_dropout = 0.0

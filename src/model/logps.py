@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +33,8 @@ def pair_log_probs(model: PreTrainedModel, batch: PairBatch) -> PairLogProbs:
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits of hidden states [m, width] → [m, vocabulary], soft-capped where the architecture does (Gemma-2)."""
-    head: Any = model.get_output_embeddings()
-    logits: Tensor = head(hidden)
+    whole: Any = model
+    logits: Tensor = whole.get_output_embeddings()(hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -47,10 +46,3 @@ def split_rows(summed: Tensor, tokens: Tensor, pairs: int, has_rejected: bool) -
         return PairLogProbs(chosen, ResponseLogProbs(summed[pairs:], tokens[pairs:]))
     zeros = torch.zeros_like(tokens)
     return PairLogProbs(chosen, ResponseLogProbs(zeros, zeros))
-
-
-@torch.no_grad()
-def log_probs_of(model: PreTrainedModel, batches: Iterable[PairBatch], device: torch.device) -> PairLogProbs:
-    """Log-probs of all pairs of ``batches``, in order, on the CPU, without gradient."""
-    parts = [pair_log_probs(model, batch.to(device)).to(torch.device("cpu")) for batch in batches]
-    return PairLogProbs.concatenate(parts)

@@ -66,9 +66,10 @@ class Checkpoints:
             sync(self.directory)
         else:
             self.replace_state(final / "trainer.pt", engine, progress)
-        self.point("last", final)
+        # best before last: a run killed between the two resumes before this step and comes to the same best again
         if best:
             self.point("best", final)
+        self.point("last", final)
         self.prune()
         return final
 
@@ -95,14 +96,14 @@ class Checkpoints:
         sync(self.directory)
 
     def prune(self) -> None:
-        """Remove step directories that no link names."""
+        """Remove step directories that no link names, and what a killed writer left."""
         kept = {os.readlink(self.directory / name) for name in ("last", "best") if (self.directory / name).is_symlink()}
-        for path in self.directory.glob("step-*"):
+        for path in (*self.directory.glob("step-*"), *self.directory.glob(".writing-*")):
             if path.name not in kept:
                 shutil.rmtree(path)
 
     def resume(self, engine: Engine) -> Progress | None:
-        """Load ``last`` into the engine; ``None`` when there is none. Raises ``UserError`` when it cannot be trusted."""
+        """Load ``last`` into the engine; ``None`` when there is none; ``UserError`` when it cannot be trusted."""
         last = self.directory / "last"
         if not last.is_symlink() and not last.exists():
             shutil.rmtree(self.directory, ignore_errors=True)

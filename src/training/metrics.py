@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from src.config import LoggingConfig
 from src.errors import UserError
@@ -21,7 +20,7 @@ SPLIT_BY_LABEL = ("rewards/accuracies", "rewards/margins")
 
 
 def summarize(output: StepOutput, noisy: bool) -> dict[str, float | None]:
-    """Means over the window's pairs, moved off the device in one transfer; ``None`` where there is no pair or number."""
+    """Means over the window's pairs, moved off the device in one transfer; ``None`` where there is no number."""
     values = {"loss": output.loss} | {name: value.mean() for name, value in output.pair_metrics.items()}
     if noisy:
         for name in SPLIT_BY_LABEL:
@@ -103,7 +102,7 @@ class WandbMirror(Mirror):
         self.run.log(shown, step=step)
 
     def finish(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def open_mirror(config: LoggingConfig, run_id: str, directory: Path, values: Mapping[str, Any]) -> Mirror:

@@ -1,0 +1,140 @@
+"""`python -m src.evaluation.ranking checkpoint=RUN`: how well a run ranks chosen above rejected; writes a record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.cli import entry_point
+from src.config import RankingConfig, TrainConfig, problems_of
+from src.errors import Problems, UserError
+
+if TYPE_CHECKING:
+    from src.data.pairset import TokenizedPair
+    from src.evaluation.records import Record
+    from src.objective.types import PairLogProbs
+
+
+def main(config: DictConfig) -> int:
+    if problems := problems_of(config, RankingConfig):
+        raise Problems(problems)
+    from src.evaluation.records import write_record
+    from src.reporting.console import print_records
+
+    record = rank(cast(RankingConfig, config))
+    path = write_record(Path(config.records_root), record)
+    print_records([record])
+    print(f"record: {path}")
+    return 0
+
+
+def rank(config: RankingConfig) -> Record:
+    """Log-probs of every pair of the split under the checkpoint, and the metrics made of them."""
+    from src.environment import environment
+    from src.evaluation.records import DataInfo, Record, describe_run
+    from src.evaluation.statistics import ranking_metrics
+
+    directory = Path(config.checkpoint)
+    run = describe_run(directory, config.which)
+    trained = trained_config(directory)
+    columns, manifest_hash = measured(config, trained, directory)
+    metrics = ranking_metrics(**columns, min_score_gap=config.min_score_gap)
+    settings = {"which": config.which, "min_score_gap": config.min_score_gap, "max_pairs": config.max_pairs}
+    return Record(
+        benchmark="ranking",
+        run=run,
+        data=DataInfo(config.split, manifest_hash, len(columns["chosen_sum"])),
+        metrics=metrics,
+        settings=settings,
+        environment=environment(),
+        command=" ".join(["python -m src.evaluation.ranking", *sys.argv[1:]]),
+    )
+
+
+def trained_config(directory: Path) -> TrainConfig:
+    """config.yaml of a run directory, typed."""
+    loaded = OmegaConf.load(directory / "config.yaml")
+    return cast(TrainConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), loaded))
+
+
+def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
+    """The columns that ``ranking_metrics`` takes, and the hash of the prepared data they were measured on."""
+    from src.training.assemble import (
+        at_most,
+        build_objective,
+        build_source,
+        build_template,
+        build_tokenizer,
+        prepare_data,
+    )
+    from src.training.checkpoint import completed
+
+    checkpoint = completed(directory / "checkpoints" / config.which)
+    objective = build_objective(trained)
+    if config.split == "train" and not objective.needs.rejected:
+        raise UserError("split=train of an SFT run holds demonstrations, which have nothing to rank; use validation")
+    source = build_source(trained)
+    tokenizer = build_tokenizer(trained, source)
+    data = prepare_data(trained, build_template(trained, tokenizer), source, objective)
+    split = data.validation if config.split == "validation" else data.train
+    pairs = [split[index] for index in range(at_most(len(split), config.max_pairs))]
+    columns: dict[str, Any] = {
+        "chosen_scores": [pair.chosen_score for pair in pairs],
+        "rejected_scores": [pair.rejected_score for pair in pairs],
+        "flipped": [pair.flipped for pair in pairs],
+        "prompt_ids": [tuple(pair.prompt_ids) for pair in pairs],
+    }
+    policy = log_probs(config, trained, checkpoint / "model", pairs)
+    for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
+        columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
+    if (initial := initial_weights(trained)) is not None:
+        reference = log_probs(config, trained, initial, pairs)
+        columns |= {
+            "reference_chosen_sum": reference.chosen.summed.double().numpy(),
+            "reference_rejected_sum": reference.rejected.summed.double().numpy(),
+        }
+    return columns, data.manifest["hash"]
+
+
+def initial_weights(trained: TrainConfig) -> Path | None:
+    """Where the run started from, which is its reference; ``None`` for random weights, or when it is gone."""
+    from src.config import run_directory
+    from src.training.run import sft_base
+
+    base = sft_base(trained)
+    if base is not None:
+        path = run_directory(base) / "checkpoints" / "best" / "model"
+        return path if path.exists() else None
+    return None if trained.model.path is None else Path(trained.model.path)
+
+
+def log_probs(config: RankingConfig, trained: TrainConfig, path: Path, pairs: Sequence[TokenizedPair]) -> PairLogProbs:
+    """Log-probs of ``pairs`` under the weights at ``path``, on the CPU."""
+    import torch
+
+    from src.data.collate import collate
+    from src.engine.local import refuse_missing_device
+    from src.model.load import read_model
+    from src.model.logps import pair_log_probs
+    from src.objective.types import PairLogProbs
+    from src.training.assemble import in_order
+
+    refuse_missing_device(config.device)
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    model = read_model(trained.model, str(path))
+    torch.nn.Module.to(model, device)
+    half = trained.model.dtype == "bfloat16"
+    parts = []
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        for indices in in_order(len(pairs), config.micro_batch_size):
+            batch = collate([pairs[index] for index in indices]).to(device)
+            parts.append(pair_log_probs(model, batch).to(torch.device("cpu")))
+    return PairLogProbs.concatenate(parts)
+
+
+if __name__ == "__main__":
+    entry_point("ranking", main)

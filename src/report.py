@@ -1,0 +1,27 @@
+"""`python -m src.report`: runs and records as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig
+
+from src.cli import entry_point
+from src.config import ReportConfig, problems_of
+from src.errors import Problems
+
+
+def main(config: DictConfig) -> int:
+    if problems := problems_of(config, ReportConfig):
+        raise Problems(problems)
+    from src.reporting.html import build_report
+
+    checked = cast(ReportConfig, config)
+    runs = sorted(path.parent for path in Path(checked.runs).glob("*/config.yaml"))
+    print(build_report(runs, [Path(checked.records)], Path(checked.output)))
+    return 0
+
+
+if __name__ == "__main__":
+    entry_point("report", main)

@@ -1,0 +1,140 @@
+"""From a configuration to the things a run is made of; training, preflight and ranking share these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from src.build import build
+from src.config import TrainConfig
+from src.data.collate import PairBatch, collate
+from src.data.noise import Noise
+from src.data.pairset import PairSet
+from src.data.prepare import PreparedData, PrepareOptions, prepare
+from src.data.reference import ReferenceStore
+from src.data.sampler import WindowSampler
+from src.data.sources import Source
+from src.data.templates import ChatTemplate
+from src.data.tokenizer import load_tokenizer, train_tokenizer, training_texts
+from src.errors import UserError
+from src.objective.objective import PAIR_METRICS, Objective
+
+PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
+
+
+def build_objective(config: TrainConfig) -> Objective:
+    """The method's parts, checked and built; raises ``UserError`` for a part that refuses its constants."""
+    missing = [name for name in PARTS if name not in config.method]
+    if missing:
+        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
+    return Objective(**{name: build(config.method[name], f"method.{name}") for name in PARTS})
+
+
+def check_best_metric(config: TrainConfig) -> None:
+    """Raise ``UserError`` when the metric that decides the best checkpoint is none that validation gives."""
+    known = ("loss", *PAIR_METRICS)
+    if config.checkpoint.best_metric not in known:
+        raise UserError(
+            f"checkpoint.best_metric={config.checkpoint.best_metric} is no validation metric; "
+            f"choose one of: {', '.join(known)}"
+        )
+
+
+def build_source(config: TrainConfig) -> Source:
+    """The source of preference pairs that ``dataset.source`` names."""
+    source: Source = build(config.dataset.source, "dataset.source")
+    return source
+
+
+def build_noise(config: TrainConfig) -> Noise:
+    """What ``noise`` names."""
+    noise: Noise = build(config.noise, "noise")
+    return noise
+
+
+def build_tokenizer(config: TrainConfig, source: Source) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, or one trained on the training split where the model has none of its own."""
+    named = config.model.tokenizer or config.model.path
+    if named is not None:
+        revision = config.model.revision if named == config.model.path else None
+        return load_tokenizer(named, revision)
+    vocabulary = int(config.model.architecture["vocab_size"])
+    texts = training_texts(source.pairs(), config.dataset.validation_fraction, config.dataset.split_seed)
+    tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary, Path(config.cache_root))
+    return tokenizer
+
+
+def build_template(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The chat template that turns conversations into token ids."""
+    stop = config.model.stop_tokens[0] if config.model.stop_tokens else None
+    return ChatTemplate(
+        tokenizer, template=config.model.template, response_span=config.dataset.response_span, stop_token=stop
+    )
+
+
+def prepare_options(config: TrainConfig) -> PrepareOptions:
+    """Lengths, truncation and split of the data set."""
+    dataset = config.dataset
+    return PrepareOptions(
+        max_length=dataset.max_length,
+        max_prompt_length=dataset.max_prompt_length,
+        truncation=dataset.truncation,
+        validation_fraction=dataset.validation_fraction,
+        split_seed=dataset.split_seed,
+    )
+
+
+def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, objective: Objective) -> PreparedData:
+    """Prepared pairs, or demonstrations for an objective that uses no rejected response (with validation pairs)."""
+    kind = "pairs" if objective.needs.rejected else "demonstrations"
+    return prepare(source, build_noise(config), template, prepare_options(config), Path(config.cache_root), kind)
+
+
+def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:
+    """The order in which a run sees its ``pairs`` prepared pairs (or the first ``training.max_pairs``)."""
+    training = config.training
+    return WindowSampler(
+        at_most(pairs, training.max_pairs), training.global_batch_size, training.micro_batch_size, config.seed
+    )
+
+
+@dataclass(frozen=True)
+class PreparedLoader:
+    """Batches of prepared pairs on a device, with their reference log-probs where there is a store.
+
+    ``validation_pairs`` limits validation to the first so many pairs of ``held_out``; ``None`` takes all.
+    """
+
+    train: PairSet
+    held_out: PairSet
+    sampler: WindowSampler
+    device: torch.device
+    validation_batch: int
+    validation_pairs: int | None = None
+    train_reference: ReferenceStore | None = None
+    validation_reference: ReferenceStore | None = None
+
+    def window(self, step: int) -> Sequence[PairBatch]:
+        return [self.batch(self.train, indices, self.train_reference) for indices in self.sampler.window(step)]
+
+    def validation(self) -> Sequence[PairBatch]:
+        chunks = in_order(at_most(len(self.held_out), self.validation_pairs), self.validation_batch)
+        return [self.batch(self.held_out, indices, self.validation_reference) for indices in chunks]
+
+    def batch(self, pairs: PairSet, indices: Sequence[int], reference: ReferenceStore | None) -> PairBatch:
+        rows = None if reference is None else reference.rows(indices)
+        return collate([pairs[index] for index in indices], rows).to(self.device)
+
+
+def in_order(count: int, size: int) -> list[range]:
+    """0..count-1 in chunks of ``size``."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def at_most(count: int, limit: int | None) -> int:
+    """``count``, or ``limit`` where that is smaller."""
+    return count if limit is None else min(count, limit)

@@ -1,0 +1,163 @@
+"""The loop over windows: step, validate, keep the best, stop cleanly, resume exactly."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Protocol
+
+from src.data.collate import PairBatch
+from src.engine.base import Engine
+from src.objective.objective import Objective
+from src.training.checkpoint import Checkpoints, Progress
+from src.training.metrics import MetricsFile, Mirror, summarize
+from src.training.step import training_step, validate
+
+
+class Loader(Protocol):
+    """Batches on the engine's device."""
+
+    def window(self, step: int) -> Sequence[PairBatch]:
+        """The micro-batches of optimizer step ``step`` (from 0)."""
+        ...
+
+    def validation(self) -> Sequence[PairBatch]:
+        """All batches of the validation split."""
+        ...
+
+
+class Display(Protocol):
+    """What the person at the terminal sees."""
+
+    def step(self, step: int, record: dict[str, Any], speed: dict[str, Any]) -> None: ...
+
+    def validation(self, step: int, record: dict[str, Any], best: bool) -> None: ...
+
+
+class StopFlag:
+    """Turned on by SIGTERM and SIGUSR1; the loop looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        """Handle the signals within the block, and give them back after it."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.signal = signal.Signals(number).name
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in optimizer steps (0 = only at the end), and which validation metric is the best."""
+
+    total_steps: int
+    validate_every: int
+    checkpoint_every: int
+    best_metric: str
+    best_mode: str
+    max_grad_norm: float
+    steps_per_epoch: float
+
+    def validates(self, step: int) -> bool:
+        """Before the first step, at the end, and every ``validate_every`` steps."""
+        return step in (0, self.total_steps) or bool(self.validate_every and step % self.validate_every == 0)
+
+    def keeps(self, step: int) -> bool:
+        """At the end, and every ``checkpoint_every`` steps."""
+        return step == self.total_steps or bool(step and self.checkpoint_every and step % self.checkpoint_every == 0)
+
+    def better(self, value: float | None, best: float | None) -> bool:
+        """Whether ``value`` beats the best so far; the earlier one wins a tie."""
+        if value is None or best is None:
+            return value is not None
+        return value > best if self.best_mode == "max" else value < best
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The fixed parts of a run; ``run`` carries the changing ones through as ``Progress``."""
+
+    engine: Engine
+    objective: Objective
+    loader: Loader
+    schedule: Schedule
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    timings: MetricsFile
+    mirror: Mirror
+    display: Display
+    noisy: bool
+
+    def start(self) -> Progress:
+        """Progress of the last checkpoint, loaded, or that of a fresh run; later metrics are forgotten."""
+        progress = self.checkpoints.resume(self.engine)
+        progress = progress or Progress(objective_state=self.objective.initial_state())
+        self.metrics.cut(progress.metrics_length)
+        return progress
+
+    def run(self, progress: Progress, stop: StopFlag) -> Progress:
+        """Go on until the last step, or until ``stop``: then a checkpoint is written and the progress returned."""
+        while True:
+            improved = False
+            due = self.schedule.validates(progress.step) and progress.validated_step < progress.step
+            if due and stop.signal is None:
+                progress, improved = self.validated(progress)
+            if stop.signal is not None or improved or self.schedule.keeps(progress.step):
+                progress = replace(progress, metrics_length=self.metrics.length)
+                self.checkpoints.save(self.engine, progress, best=improved)
+            if stop.signal is not None or progress.step == self.schedule.total_steps:
+                return progress
+            progress = self.stepped(progress)
+
+    def stepped(self, progress: Progress) -> Progress:
+        """One optimizer step, logged."""
+        began = time.perf_counter()
+        window, rate = self.loader.window(progress.step), self.engine.learning_rate()
+        output = training_step(
+            self.engine, self.objective, progress.objective_state, window, self.schedule.max_grad_norm
+        )
+        step = progress.step + 1
+        record = {"step": step, "split": "train", "epoch": step / self.schedule.steps_per_epoch, "lr": rate}
+        record |= summarize(output, self.noisy)
+        seconds = time.perf_counter() - began
+        speed = {
+            "step": step,
+            "seconds": seconds,
+            "pairs_per_second": sum(map(len, window)) / seconds,
+            "tokens_per_second": sum(batch.tokens for batch in window) / seconds,
+        }
+        self.log(record, step)
+        self.timings.write(speed)
+        self.mirror.log(speed, step)
+        self.display.step(step, record, speed)
+        return replace(progress, step=step, objective_state=output.state)
+
+    def validated(self, progress: Progress) -> tuple[Progress, bool]:
+        """One validation, logged, and whether it is the best so far (the untrained start never is)."""
+        output = validate(self.engine, self.objective, progress.objective_state, self.loader.validation())
+        numbers = summarize(output, noisy=False)
+        record = {"step": progress.step, "split": "validation", **numbers}
+        value = numbers[self.schedule.best_metric]
+        improved = progress.step > 0 and self.schedule.better(value, progress.best_value)
+        self.log(record, progress.step)
+        self.display.validation(progress.step, record, improved)
+        progress = replace(progress, validated_step=progress.step)
+        return (replace(progress, best_step=progress.step, best_value=value) if improved else progress), improved
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        """To the file first, then to its mirror."""
+        self.metrics.write(record)
+        self.mirror.log(record, step)

@@ -1,0 +1,65 @@
+"""How much memory a step needs: an estimate from the architecture alone, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from src.config import ModelConfig, TrainConfig
+from src.errors import UserError
+
+GIB = 1024**3
+
+ACTIVATION_COPIES = 34
+"""Floats of width ``hidden_size`` that a transformer block keeps per token for its backward pass: two norms, queries,
+keys, values, attention output and its projection, and three feed-forward tensors of up to four times the width."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by what they hold."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def parameter_count(config: ModelConfig, vocabulary: int | None) -> int:
+    """Parameters of ``model.architecture``, tied ones once, with ``vocabulary`` tokens if given; makes no weights."""
+    from transformers import AutoConfig
+
+    from src.model.load import architecture_only
+
+    values: dict[str, Any] = {str(key): value for key, value in config.architecture.items()}
+    if not values:
+        raise UserError(f"model={config.name} gives no model.architecture, from which memory is estimated; add it")
+    if config.path is None and vocabulary is not None:
+        values["vocab_size"] = vocabulary
+    architecture = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        model = architecture_only(architecture)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def training_memory(config: TrainConfig, parameters: int, longest: int, both: bool) -> Memory:
+    """Upper estimate for full fine-tuning with float32 weights, gradients and Adam moments on one device.
+
+    ``longest``: tokens of the longest prompt with a response; ``both``: whether rejected responses are computed too.
+    """
+    architecture = config.model.architecture
+    rows = config.training.micro_batch_size * (2 if both else 1)
+    tokens = rows * longest
+    width, layers = int(architecture["hidden_size"]), int(architecture["num_hidden_layers"])
+    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
+    kept = layers + ACTIVATION_COPIES if config.model.gradient_checkpointing else layers * ACTIVATION_COPIES
+    # logits, their exponentials and their gradient, in float32
+    logits = 3 * 4 * tokens * int(architecture["vocab_size"])
+    return Memory(4 * parameters, 4 * parameters, 8 * parameters, tokens * width * kept * bytes_each, logits)

@@ -1,0 +1,203 @@
+"""Everything that can fail, before a model is loaded, and what a run is going to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from src.config import CONF, TrainConfig, config_hash, frozen, run_directory, training_problems
+from src.data.pairs import PreferencePair
+from src.data.splits import split_of
+from src.data.templates import TextTemplate
+from src.engine.local import refuse_missing_device
+from src.errors import Problems, UserError
+from src.objective.types import Needs
+from src.training.assemble import (
+    build_noise,
+    build_objective,
+    build_source,
+    build_template,
+    build_tokenizer,
+    check_best_metric,
+    prepare_data,
+    sampler_of,
+)
+from src.training.memory import Memory, parameter_count, training_memory
+from src.training.run import sft_base
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Rule of thumb for English, used only where no tokenizer is at hand."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and a response to it as the model sees them; the response is the supervised span."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do. ``exact``: counts are of prepared tokens, not estimated from characters."""
+
+    config: TrainConfig
+    directory: Path
+    recipe: str | None
+    needs: Needs
+    exact: bool
+    pairs: dict[str, int]
+    tokens_per_epoch: int
+    longest: int
+    steps: int
+    parameters: int
+    memory: Memory
+    examples: list[Example]
+    notes: list[str]
+
+
+def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
+    """The frozen configuration; raises ``Problems`` that list everything found wrong.
+
+    ``strict``: weights and tokenizer must be at hand too, as training needs them.
+    """
+    problems = training_problems(config)
+    if OmegaConf.missing_keys(config):
+        raise Problems(problems)
+    ready = frozen(config)
+
+    def find(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except Problems as error:
+            problems.extend(error.problems)
+        except UserError as error:
+            problems.append(str(error))
+        return None
+
+    find(lambda: build_objective(ready))
+    find(lambda: build_noise(ready))
+    find(lambda: check_best_metric(ready))
+    find(lambda: refuse_missing_device(ready.engine.device))
+    find(
+        lambda: refuse_unwritable(
+            Path(ready.run_dir or ready.output_root), "run_dir" if ready.run_dir else "output_root"
+        )
+    )
+    find(lambda: refuse_unwritable(Path(ready.cache_root), "cache_root"))
+    find(lambda: refuse_missing_logger(ready))
+    source = find(lambda: build_source(ready))
+    if source is not None:
+        find(lambda: next(iter(source.pairs()), None))
+        if strict and (ready.model.tokenizer or ready.model.path) is not None:
+            find(lambda: build_tokenizer(ready, source))
+    if problems:
+        raise Problems(list(dict.fromkeys(problems)))
+    return ready
+
+
+def refuse_unwritable(path: Path, key: str) -> None:
+    """Raise ``UserError`` when ``path`` is no directory and none can be made there."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "is not a directory" if not existing.is_dir() else "may not be written"
+        raise UserError(f"{key}={path} cannot be made: {existing} {why}; set {key} to a place where you may write")
+
+
+def refuse_missing_logger(config: TrainConfig) -> None:
+    """Raise ``UserError`` when a mirror of the metrics is asked for whose package is absent."""
+    if config.logging.backend != "none" and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"logging={config.logging.backend} needs the package wandb; pip install it, or use logging=none"
+        )
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """The plan of a checked configuration; prepares the data when there is a tokenizer (training then reuses it)."""
+    objective = build_objective(config)
+    base = sft_base(config)
+    recipe = f"{config.method['name']}__{config.model.name}"
+    notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
+    tokenizer, notes = tokenizer_if_any(config, notes)
+    counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
+    parameters = parameter_count(config.model, None if tokenizer is None else len(tokenizer))
+    return Plan(
+        config=config,
+        directory=run_directory(config, "" if base is None else config_hash(base)),
+        recipe=recipe if (CONF / "recipe" / f"{recipe}.yaml").exists() else None,
+        needs=objective.needs,
+        exact=tokenizer is not None,
+        steps=sampler_of(config, counted["pairs"]["train"]).steps(config.training.epochs, config.training.max_steps),
+        parameters=parameters,
+        memory=training_memory(config, parameters, counted["longest"], objective.needs.rejected),
+        notes=notes,
+        **counted,
+    )
+
+
+def tokenizer_if_any(config: TrainConfig, notes: list[str]) -> tuple[PreTrainedTokenizerBase | None, list[str]]:
+    """The tokenizer, or ``None`` with a note where it cannot be had from here."""
+    try:
+        return build_tokenizer(config, build_source(config)), notes
+    except UserError as error:
+        return None, [*notes, f"lengths are estimated from characters, since there is no tokenizer here: {error}"]
+
+
+def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Counts and examples of the prepared data."""
+    objective = build_objective(config)
+    data = prepare_data(config, build_template(config, tokenizer), build_source(config), objective)
+    shown = [data.train[index] for index in range(min(3, len(data.train)))]
+    limit = sampler_of(config, len(data.train)).pairs
+    lengths = [
+        (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+        for pair in (data.train[index] for index in range(limit))
+    ]
+    both = 2 if objective.needs.rejected else 1
+    return {
+        "pairs": {"train": len(data.train), "validation": len(data.validation)},
+        "tokens_per_epoch": sum(both * prompt + chosen + rejected for prompt, chosen, rejected in lengths),
+        "longest": max(prompt + max(chosen, rejected) for prompt, chosen, rejected in lengths),
+        "examples": [
+            Example(text_of(tokenizer, pair.prompt_ids), text_of(tokenizer, pair.chosen_ids)) for pair in shown
+        ],
+    }
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of token ids, special tokens included."""
+    return str(tokenizer.decode(ids))
+
+
+def estimated_data(config: TrainConfig) -> dict[str, Any]:
+    """The same from text alone, by the named template and a rule of thumb for tokens."""
+    dataset = config.dataset
+    template = TextTemplate.named(config.model.template or "chatml", response_span=dataset.response_span)
+    counts = {"train": 0, "validation": 0}
+    tokens, longest, examples = 0, 0, list[Example]()
+    for pair in build_source(config).pairs():
+        split = split_of(pair.prompt, dataset.validation_fraction, dataset.split_seed)
+        counts[split] += 1
+        if split == "train":
+            prompt, chosen = template.render_text(pair.prompt, pair.chosen)
+            if len(examples) < 3:
+                examples.append(Example(prompt, chosen))
+            sizes = pair_sizes(prompt, chosen, pair)
+            tokens += int(sum(min(size, dataset.max_length) for size in sizes))
+            longest = max(longest, min(int(max(sizes)), dataset.max_length))
+    return {"pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
+
+
+def pair_sizes(prompt: str, chosen: str, pair: PreferencePair) -> tuple[float, float]:
+    """Estimated tokens of the chosen and the rejected row."""
+    return (
+        (len(prompt) + len(chosen)) / CHARACTERS_PER_TOKEN,
+        (len(prompt) + len(pair.rejected)) / CHARACTERS_PER_TOKEN,
+    )

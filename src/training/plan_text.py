@@ -1,0 +1,73 @@
+"""The plan of a run, as a person reads it."""
+
+from __future__ import annotations
+
+import shlex
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.training.memory import GIB
+from src.training.plan import Plan
+
+
+def print_plan(plan: Plan, overrides: list[str]) -> None:
+    """Print the plan to standard output; supervised spans are green, and between ⟦ ⟧ where there is no colour."""
+    console = Console(highlight=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows(plan):
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+    console.print("\n[bold]Examples[/bold] (supervised span in [green]green[/green], between ⟦ ⟧)")
+    for number, example in enumerate(plan.examples, 1):
+        console.print(f"[dim]{number}.[/dim] {escape(example.prompt)}[green]⟦{escape(example.response)}⟧[/green]\n")
+    for note in plan.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
+    console.print("\n[bold]Launch[/bold]")
+    console.print(f"  python -m src.train {shlex.join(overrides)}".rstrip(), soft_wrap=True, markup=False)
+
+
+def rows(plan: Plan) -> list[tuple[str, str]]:
+    """The lines of the plan's table."""
+    config, training = plan.config, plan.config.training
+    accumulation = training.global_batch_size // training.micro_batch_size
+    about = "" if plan.exact else "about "
+    tokens = plan.tokens_per_epoch * plan.steps * training.global_batch_size // max(plan.pairs["train"], 1)
+    recipe = f"conf/recipe/{plan.recipe}.yaml" if plan.recipe else "none: the defaults of conf/train.yaml are untuned"
+    return [
+        ("method", f"{config.method['name']} ({needs_text(plan)})"),
+        ("recipe", recipe),
+        ("model", f"{config.model.name}, {plan.parameters / 1e6:,.1f} M parameters, init={config.model.init}"),
+        ("data", f"{config.dataset.name}: {about}{plan.pairs['train']} training, {plan.pairs['validation']} held out"),
+        (
+            "batch",
+            f"{training.global_batch_size} pairs = {training.micro_batch_size} a forward x {accumulation} accumulated "
+            "x 1 rank",
+        ),
+        ("steps", f"{plan.steps} optimizer steps, {training.epochs:g} epochs, lr {training.learning_rate:g}"),
+        ("tokens", f"{about}{tokens:,} in all; longest row {about}{plan.longest}"),
+        ("memory", memory_text(plan)),
+        ("directory", str(plan.directory)),
+    ]
+
+
+def needs_text(plan: Plan) -> str:
+    """What the method asks of data and step."""
+    needs = plan.needs
+    wanted = [name for name in ("rejected", "reference", "scores") if getattr(needs, name)]
+    if needs.statistics is not None:
+        wanted.append(
+            f"statistics over {'one forward' if needs.statistics == 'forward' else f'{needs.statistics} pairs'}"
+        )
+    return "needs " + (", ".join(wanted) or "demonstrations only")
+
+
+def memory_text(plan: Plan) -> str:
+    """The estimate, by what it holds."""
+    memory = plan.memory
+    parts = ", ".join(
+        f"{name} {getattr(memory, name) / GIB:.2f}"
+        for name in ("weights", "gradients", "optimizer", "activations", "logits")
+    )
+    return f"about {memory.total / GIB:.2f} GiB on one device ({parts})"

@@ -1,0 +1,237 @@
+"""A whole run: find its directory, make or find what it stands on, train, record how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils import logging as transformers_logging
+
+from src.config import TrainConfig, compose_train, config_hash, run_directory
+from src.data.pairset import PairSet
+from src.data.prepare import PreparedData
+from src.data.reference import ReferenceStore, reference_key, weights_hash
+from src.data.sampler import WindowSampler
+from src.engine.base import Engine
+from src.engine.local import LocalEngine, refuse_missing_device
+from src.environment import environment
+from src.errors import UserError
+from src.model.load import build_model
+from src.objective.objective import Objective
+from src.objective.types import PairLogProbs
+from src.training.assemble import (
+    PreparedLoader,
+    build_objective,
+    build_source,
+    build_template,
+    build_tokenizer,
+    check_best_metric,
+    in_order,
+    prepare_data,
+    sampler_of,
+)
+from src.training.checkpoint import Checkpoints, Identity
+from src.training.display import TerminalDisplay
+from src.training.loop import Loop, Schedule, StopFlag
+from src.training.metrics import MetricsFile, open_mirror
+from src.training.rundir import Status, owned, read_status, refuse_other_configuration, say, write_json
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, which schedulers requeue on."""
+
+REFERENCE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest difference, nats per token, between reference and untrained policy."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run starts from: the configuration hash of its SFT run ("" without one) and its weights, if any."""
+
+    config_hash: str = ""
+    model_path: str | None = None
+
+
+def train(config: TrainConfig) -> int:
+    """Train, resume or skip; the exit code (0 finished, 75 stopped on a signal). Raises ``UserError``."""
+    objective = build_objective(config)
+    check_best_metric(config)
+    refuse_missing_device(config.engine.device)
+    base_config = sft_base(config)
+    base_hash = "" if base_config is None else config_hash(base_config)
+    directory = run_directory(config, base_hash)
+    refuse_other_configuration(directory, config_hash(config, base_hash))
+    if read_status(directory).get("state") == "finished":
+        say(f"finished already: {directory}")
+        return 0
+    base = Base() if base_config is None else trained_base(base_config)
+    if base is None:
+        return STOPPED
+    with owned(directory):
+        return train_in(directory, config, objective, base)
+
+
+def sft_base(config: TrainConfig) -> TrainConfig | None:
+    """Configuration of the SFT run that ``model.init=sft`` starts from: same model and data, own recipe and seed."""
+    if config.model.init != "sft":
+        return None
+    start = "scratch" if config.model.path is None else "pretrained"
+    base = compose_train(
+        [
+            "method=sft",
+            f"model={config.model.name}",
+            f"dataset={config.dataset.name}",
+            f"debug={'smoke' if config.debug.name == 'smoke' else 'none'}",
+        ]
+    )
+    OmegaConf.set_readonly(cast(DictConfig, base), False)
+    merged = OmegaConf.merge(
+        base,
+        {
+            "model": {**plain(config.model), "init": start},
+            "dataset": plain(config.dataset),
+            "engine": plain(config.engine),
+            "seed": config.model.sft_seed,
+            "output_root": config.output_root,
+            "cache_root": config.cache_root,
+        },
+    )
+    OmegaConf.set_readonly(merged, True)
+    return cast(TrainConfig, merged)
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A configuration node as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, node), resolve=True))
+
+
+def trained_base(config: TrainConfig) -> Base | None:
+    """The SFT base, trained now unless it was before; ``None`` when its training was stopped."""
+    directory = run_directory(config)
+    if read_status(directory).get("state") == "finished":
+        say(f"SFT base: reusing {directory}")
+    else:
+        say(f"SFT base: training it once, later runs reuse {directory}")
+        if train(config) != 0:
+            return None
+    return Base(config_hash(config), str(directory / "checkpoints" / "best" / "model"))
+
+
+def train_in(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> int:
+    """Train in ``directory``, which this process owns; status.json follows every turn."""
+    cast(Any, transformers_logging).disable_progress_bar()
+    say(f"run directory: {directory}")
+    status = Status(directory, config_hash(config, base.config_hash))
+    OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
+    write_json(directory / "environment.json", environment())
+    with StopFlag().listening() as stop:
+        try:
+            run = assemble(directory, config, objective, base)
+            progress, total = run.start(), run.schedule.total_steps
+            status.write("running", progress, total)
+            with cast(TerminalDisplay, run.display).showing(progress.step):
+                progress = run.run(progress, stop)
+            run.mirror.finish()
+        except Exception as error:
+            status.fail(str(error))
+            raise
+    if progress.step < total:
+        status.write("stopped", progress, total, f"{stop.signal} after step {progress.step}")
+        say(f"{stop.signal}: checkpoint written after step {progress.step}; the same command goes on from there")
+        return STOPPED
+    status.write("finished", progress, total)
+    say(f"finished: best {config.checkpoint.best_metric} {progress.best_value} after step {progress.best_step}")
+    return 0
+
+
+def assemble(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> Loop:
+    """Data, model, reference log-probs and engine of a run, ready to start."""
+    source = build_source(config)
+    tokenizer = build_tokenizer(config, source)
+    data = prepare_data(config, build_template(config, tokenizer), source, objective)
+    write_json(directory / "manifest.json", data.manifest)
+    sampler = sampler_of(config, len(data.train))
+    total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
+    model = build_model(config.model, base.model_path or config.model.path, len(tokenizer), config.seed)
+    engine = LocalEngine(model, config.training, total_steps, config.engine.device, config.model.dtype)
+    batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
+    loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
+    if objective.needs.reference:
+        loader = with_references(loader, engine, data, config)
+    hashed = config_hash(config, base.config_hash)
+    return Loop(
+        engine=engine,
+        objective=objective,
+        loader=loader,
+        schedule=schedule_of(config, sampler, total_steps),
+        checkpoints=Checkpoints(directory / "checkpoints", Identity(hashed, data.manifest["hash"]), tokenizer),
+        metrics=MetricsFile(directory / "metrics.jsonl"),
+        timings=MetricsFile(directory / "timings.jsonl"),
+        mirror=open_mirror(config.logging, hashed, directory, plain(config)),
+        display=TerminalDisplay(config.method["name"], total_steps),
+        noisy=bool(data.manifest["flipped"]["count"]),
+    )
+
+
+def schedule_of(config: TrainConfig, sampler: WindowSampler, total_steps: int) -> Schedule:
+    """When things happen in this run."""
+    return Schedule(
+        total_steps=total_steps,
+        validate_every=config.evaluation.every_steps,
+        checkpoint_every=config.checkpoint.every_steps,
+        best_metric=config.checkpoint.best_metric,
+        best_mode=config.checkpoint.best_mode,
+        max_grad_norm=config.training.max_grad_norm,
+        steps_per_epoch=sampler.pairs / sampler.global_batch_size,
+    )
+
+
+def with_references(
+    loader: PreparedLoader, engine: LocalEngine, data: PreparedData, config: TrainConfig
+) -> PreparedLoader:
+    """The loader with the reference's log-probs of both splits; the reference is the policy before any step."""
+    weights = weights_hash(engine.model.state_dict())
+    stores = {}
+    for split, pairs in (("train", data.train), ("validation", data.validation)):
+        key = reference_key(data.manifest["hash"], split, weights, config.model.dtype)
+        path = Path(config.cache_root) / "reference" / f"{key}.safetensors"
+        stores[split] = reference_store(path, engine, loader, pairs, f"{split} pairs")
+    loader = replace(loader, train_reference=stores["train"], validation_reference=stores["validation"])
+    check_reference(engine, loader, REFERENCE_TOLERANCE[config.model.dtype])
+    return loader
+
+
+def reference_store(path: Path, engine: Engine, loader: PreparedLoader, pairs: PairSet, what: str) -> ReferenceStore:
+    """The store at ``path``, computed and written when it is not there yet."""
+    if path.exists():
+        return ReferenceStore.load(path)
+    say(f"reference log-probs: computing those of {len(pairs)} {what} once")
+    with torch.no_grad():
+        parts = [
+            engine.log_probs(loader.batch(pairs, indices, None)).to(torch.device("cpu"))
+            for indices in in_order(len(pairs), loader.validation_batch)
+        ]
+    store = ReferenceStore(PairLogProbs.concatenate(parts))
+    store.save(path)
+    return store
+
+
+def check_reference(engine: Engine, loader: PreparedLoader, tolerance: float) -> None:
+    """Before any step the policy is the reference; raises ``UserError`` when the stored log-probs say otherwise."""
+    batch = loader.window(0)[0]
+    assert batch.reference is not None
+    with torch.no_grad():
+        policy = engine.log_probs(batch)
+    gaps = [
+        (mine.summed - stored.summed).abs() / stored.tokens.clamp(min=1)
+        for mine, stored in ((policy.chosen, batch.reference.chosen), (policy.rejected, batch.reference.rejected))
+    ]
+    worst = float(torch.stack(gaps).max())
+    if not worst <= tolerance:
+        raise UserError(
+            f"the stored reference log-probs differ from the untrained policy by {worst:.2g} nats per token "
+            f"(at most {tolerance:g} is rounding), so they belong to other weights or tokens; "
+            "remove the folder 'reference' of cache_root, so that they are computed again"
+        )
