@@ -46,8 +46,8 @@ class RandomFlip:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise UserError(f"noise.rate={self.rate} must be from 0 to 1 (0.3 flips three labels in ten)")
+        if not isinstance(self.rate, (int, float)) or not 0 <= self.rate <= 1:
+            raise UserError(f"noise.rate={self.rate} must be a number from 0 to 1 (0.3 flips three labels in ten)")
 
     def apply(self, pair: PreferencePair) -> PreferencePair:
         """The pair, flipped if its id is drawn; scores and writers stay with their response."""

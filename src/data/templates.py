@@ -168,10 +168,10 @@ class ChatTemplate:
     ) -> None:
         self.tokenizer, self.name = tokenizer, template
         source = _source_for(tokenizer, template)
-        self._specials = _pattern(tokenizer, special_only=True)
+        self._specials = _special_pattern(tokenizer)
         bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         probe = TextTemplate(source, bos=bos, eos=eos, stop=eos, response_span=response_span)
-        found = _pattern(tokenizer, special_only=False).search(probe.tail)
+        found = self._specials.search(probe.tail)
         stop = stop_token or (found.group() if found else eos)
         stop_id = _token_id(tokenizer, stop)
         if stop_id is None:
@@ -358,11 +358,10 @@ def _source_for(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
     return template_text(template)
 
 
-def _pattern(tokenizer: PreTrainedTokenizerBase, *, special_only: bool) -> re.Pattern[str]:
-    """Matches the text of any added token (or special ones alone), longest first; never the empty text."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {str(token) for token in added if token.special or not special_only} | set(tokenizer.all_special_tokens)
-    ordered = sorted((text for text in texts if text), key=lambda text: (-len(text), text))
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the text of any special token, longest first; never the empty text."""
+    texts = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ordered = sorted(filter(None, texts | set(tokenizer.all_special_tokens)), key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from src.data.hub import load_hub_dataset
 from src.data.pairs import Message, PreferencePair, Prompt, text_field
 from src.data.sources.base import PairSource, Skipped
-from src.data.sources.files import content_hash, files_of, read_json_lines
+from src.data.sources.files import content_hash, existing, files_of, read_json_lines
 from src.data.sources.tables import table_hash
 from src.errors import UserError
 
@@ -61,7 +61,7 @@ class HHRLHF(PairSource):
             return None
         pattern = f"{self.subset or '*'}/{self.split or 'train'}.jsonl*"
         files = files_of(self.path, pattern)
-        if files[0].samefile(self.path):
+        if existing(self.path).is_file():
             for key, value in (("subset", self.subset), ("split", self.split)):
                 if value is not None:
                     raise UserError(

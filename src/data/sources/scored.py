@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,13 +46,14 @@ class ScoredResponsesFile(PairSource):
         key = "dataset.source"
         if self.pairing not in PAIRINGS:
             raise UserError(f"{key}.pairing={self.pairing} is unknown; use one of {', '.join(PAIRINGS)}")
-        if not self.min_gap >= 0 or self.min_gap == float("inf"):
+        if not isinstance(self.min_gap, (int, float)) or not 0 <= self.min_gap < math.inf:
             raise UserError(f"{key}.min_gap={self.min_gap} must be a number from 0 on (a difference of scores)")
-        if self.pairing == "random" and (self.pairs_per_prompt is None or self.pairs_per_prompt < 1):
+        count = self.pairs_per_prompt
+        if self.pairing == "random" and (not isinstance(count, int) or count < 1):
             raise UserError(f"{key}.pairing=random needs {key}.pairs_per_prompt, a number from 1 on")
-        if self.pairing != "random" and self.pairs_per_prompt is not None:
+        if self.pairing != "random" and count is not None:
             raise UserError(
-                f"{key}.pairs_per_prompt={self.pairs_per_prompt} has no meaning with pairing={self.pairing}; "
+                f"{key}.pairs_per_prompt={count} has no meaning with pairing={self.pairing}; "
                 "leave it null or set pairing=random"
             )
 

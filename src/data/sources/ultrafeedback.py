@@ -13,7 +13,7 @@ from typing import Any
 from src.data.hub import load_hub_dataset
 from src.data.pairs import PreferencePair, prompt_from_json, require, score_field, text_field
 from src.data.sources.base import PairSource, Skipped
-from src.data.sources.files import content_hash, files_of, read_json_lines
+from src.data.sources.files import content_hash, existing, files_of, read_json_lines
 from src.data.sources.tables import ROWS, table_hash
 from src.errors import UserError
 
@@ -54,7 +54,7 @@ class UltraFeedbackBinarized(PairSource):
         if self.path is None:
             return None
         files = files_of(self.path, f"**/{self.split or DEFAULT_SPLIT}*")
-        if files[0].samefile(self.path) and self.split is not None:
+        if existing(self.path).is_file() and self.split is not None:
             raise UserError(
                 f"dataset.source.split={self.split} has no meaning for the single file {self.path}; "
                 "leave it null, or set path to a directory with one file or more per split"
