@@ -61,7 +61,8 @@ def build_report(
     """Write the page, figures to ``figures/`` and tables to ``tables/`` beside it; return the page's path.
 
     ``out``: an .html file, or a folder in which the page is called report.html. ``runs``: run directories or folders
-    that hold some; ``records``: record files or folders of them; a path that does not exist counts as empty. ``now`` and ``command`` are for the footer (default: this moment, this process).
+    that hold some; ``records``: record files or folders of them; a path that does not exist counts as empty. ``now``
+    and ``command`` are for the footer (default: this moment, this process).
 
     Raises ``UserError`` when there is neither a run nor a record, for a malformed record, and when ``out`` or its
     folder cannot be written.

@@ -174,11 +174,12 @@ def test_find_runs_at_any_depth(tmp_path: Path) -> None:
 def test_half_written_metrics_are_noted_and_the_rest_is_kept(tmp_path: Path) -> None:
     directory = make_run(tmp_path)
     with (directory / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 61, "loss": null, "grad_norm": 1.5}\n{"step": 62, "spl')
+        file.write('{"step": 61, "loss": null, "rewards/margins": NaN, "grad_norm": 1.5}\n{"step": 62, "spl')
     run = read_run(directory)
     assert run.notes == ["metrics.jsonl: 1 line is half-written or malformed and left out (line 66)"]
     assert run.curves["train", "grad_norm"][0][-1] == 61
     assert run.curves["train", "loss"][0][-1] == 60
+    assert run.curves["train", "rewards/margins"][0][-1] == 60
 
 
 def test_a_step_written_twice_keeps_its_last_value(tmp_path: Path) -> None:
