@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,9 +16,6 @@ import yaml
 
 from src.errors import UserError
 from src.evaluation.statistics import Metric
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("marginalia", "torch", "transformers", "numpy", "hydra-core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,35 +229,6 @@ def _flatten(node: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(node, Mapping):
         return {prefix: node}
     return {name: leaf for key, value in node.items() for name, leaf in _flatten(value, f"{prefix}.{key}").items()}
-
-
-def environment() -> dict[str, Any]:
-    """Commit, whether tracked files differ from it, and the versions that matter; None for what is not known."""
-    found: dict[str, Any] = {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    if found["commit"] is not None:
-        found["dirty"] = _git("status", "--porcelain", "--untracked-files=no") != ""
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in our own checkout; None without git, or where the code lies outside its own repository."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:

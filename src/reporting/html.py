@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from src.environment import environment
 from src.errors import UserError
-from src.evaluation.records import Record, environment, read_records
+from src.evaluation.records import Record, read_records
 from src.reporting import plots
 from src.reporting.runs import Run, find_runs, read_run
 from src.reporting.tables import LEGEND, Table, build_tables, cell_text, number, spread, title, to_csv, to_markdown

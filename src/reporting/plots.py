@@ -167,14 +167,15 @@ def thin(curve: Curve) -> Curve:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Running mean over the last twentieth of the curve; short curves stay as they are."""
+    """Running mean over a twentieth of the curve around each point; short curves stay as they are."""
     steps, values = curve
-    width = len(values) // 20
-    if width < 2:
+    half = len(values) // 40
+    if half < 1:
         return curve
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
+    places = np.arange(len(values))
+    reach = np.minimum(np.minimum(places, places[::-1]), half)  # symmetric, so that a slope stays where it is
+    starts, ends = places - reach, places + reach + 1
     return steps, [float(v) for v in (sums[ends] - sums[starts]) / (ends - starts)]
 
 

@@ -65,11 +65,9 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, by status.json, else by the last metrics line."""
+        """Optimizer steps done: what status.json says, or the last metrics line, which is written more often."""
         known = self.status.get("step")
-        if isinstance(known, int):
-            return known
-        return max((curve[0][-1] for curve in self.curves.values()), default=0)
+        return max([curve[0][-1] for curve in self.curves.values()] + [known if isinstance(known, int) else 0])
 
     @property
     def total_steps(self) -> int | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.environment import environment
 from src.errors import UserError
-from src.evaluation.records import DataInfo, Record, RunInfo, describe_run, environment, read_records, write_record
+from src.evaluation.records import DataInfo, Record, RunInfo, describe_run, read_records, write_record
 
 
 def make_record(**changes: object) -> Record:
@@ -163,5 +164,5 @@ def test_no_noise_is_none(tmp_path: Path) -> None:
 
 def test_environment_names_versions() -> None:
     found = environment()
-    assert {"commit", "dirty", "python", "torch", "transformers", "numpy", "hydra-core", "marginalia"} <= set(found)
+    assert {"commit", "dirty", "python", "torch", "transformers", "numpy", "hydra-core"} <= set(found)
     assert found["numpy"].count(".") == 2
