@@ -30,11 +30,12 @@ VERSION = 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, cache_dir: str | Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of ``vocab_size`` tokens trained on ``texts``, taken from the cache when it is there.
+    """A byte-level BPE tokenizer of at most ``vocab_size`` tokens trained on ``texts``, or the cached one.
 
     Tokens 0-5 are pad, bos, end, system, user, assistant; digits are single tokens. The chat template is
     ``roles``; nothing is added to a text that is tokenised. The same texts give the same file, whatever
-    the number of threads. ``texts`` are held in memory.
+    the number of threads. ``texts`` are held in memory. A small corpus runs out of merges early, so an embedding
+    must be sized by ``len(tokenizer)``.
 
     Raises ``UserError`` for a vocabulary too small to hold every byte, or no text.
     """

@@ -17,11 +17,11 @@ WORDS = ["red", "green", "blue", "small", "large", "round", "square", "warm", "c
 
 
 def pair(number: int, **changes: Any) -> PreferencePair:
-    """A pair with texts of its own; every fifth prompt is shared by two pairs."""
-    topic = WORDS[number % len(WORDS)]
+    """A pair with responses of its own; pairs 0 and 1, 5 and 6, 10 and 11, … share their prompts."""
+    topic, question = WORDS[number % len(WORDS)], number - (number % 5 == 1)
     fields: dict[str, Any] = {
         "id": f"p{number}",
-        "prompt": (Message("user", f"Say {topic} {number - number % 5 if number % 5 < 2 else number}"),),
+        "prompt": (Message("user", f"Say {WORDS[question % len(WORDS)]} {question}"),),
         "chosen": f"{topic} it is, number {number}.",
         "rejected": f"I would rather not say {topic} {number}, sorry.",
         "chosen_score": 4.0 + number / 1000,

@@ -14,7 +14,7 @@ ROWS = 1000
 
 
 def table_hash(table: pa.Table) -> str:
-    """Hex SHA-256 of a table's rows, whatever chunks and metadata it is stored with (about 3 s for 60,000 pairs)."""
+    """Hex SHA-256 of a table's rows, whatever chunks and metadata it is stored with (about 4 s for 60,000 pairs)."""
     digest = hashlib.sha256()
     for start in range(0, table.num_rows, ROWS):
         rows = table.slice(start, ROWS).to_pylist()
