@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config import CONF, SCHEMAS
+from src.config import CONF, SCHEMAS, STOPPED
 from src.errors import UserError
 
 BARE_GAMMA = (
@@ -37,20 +37,31 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     codes: list[int] = []
 
     def guarded(config: DictConfig) -> None:
-        nonlocal wants_traceback
-        wants_traceback = wants_traceback or bool(OmegaConf.select(config, "debug.traceback", default=False))
-        codes.append(task(config) or 0)
+        # caught here, so that the other jobs of a sweep still run
+        wanted = wants_traceback or bool(OmegaConf.select(config, "debug.traceback", default=False))
+        try:
+            code = task(config) or 0
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            code = tell(error, config_name, wanted)
+        if code == STOPPED:
+            sys.exit(code)
+        codes.append(code)
 
     guarded.__module__ = "__main__"
     try:
         refuse_bare_gamma(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            traceback.print_exc()
-        print(f"error: {in_our_words(error, config_name)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, UserError) else 2)
+        codes.append(tell(error, config_name, wants_traceback))
     sys.exit(max(codes, default=0))
+
+
+def tell(error: Exception, config_name: str, with_traceback: bool) -> int:
+    """Print what went wrong on standard error; returns the exit code that goes with it."""
+    if with_traceback:
+        traceback.print_exception(error)
+    print(f"error: {in_our_words(error, config_name)}", file=sys.stderr)
+    return error.exit_code if isinstance(error, UserError) else 2
 
 
 def register_schemas() -> None:

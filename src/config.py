@@ -22,6 +22,10 @@ NOT_HASHED = ("output_root", "cache_root", "records_root", "run_dir", "logging",
 """Keys that change where a run writes and what is shown of it, but not what it computes."""
 
 
+STOPPED = 75
+"""Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, on which schedulers requeue."""
+
+
 def one_of(*choices: str, default: str = MISSING) -> Any:
     """A string field that takes one of ``choices`` (checked after composition)."""
     return field(default=default, metadata={"choices": choices})

@@ -18,8 +18,7 @@ def main(config: DictConfig) -> int:
     from src.reporting.html import build_report
 
     checked = cast(ReportConfig, config)
-    runs = sorted(path.parent for path in Path(checked.runs).glob("*/config.yaml"))
-    print(build_report(runs, [Path(checked.records)], Path(checked.output)))
+    print(build_report([Path(checked.runs)], [Path(checked.records)], Path(checked.output)))
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,13 +42,13 @@ def rank(config: RankingConfig) -> Record:
     directory = Path(config.checkpoint)
     run = describe_run(directory, config.which)
     trained = trained_config(directory)
-    columns, manifest_hash = measured(config, trained, directory)
+    columns, content_hash = measured(config, trained, directory)
     metrics = ranking_metrics(**columns, min_score_gap=config.min_score_gap)
     settings = {"which": config.which, "min_score_gap": config.min_score_gap, "max_pairs": config.max_pairs}
     return Record(
         benchmark="ranking",
         run=run,
-        data=DataInfo(config.split, manifest_hash, len(columns["chosen_sum"])),
+        data=DataInfo(config.split, content_hash, len(columns["chosen_sum"])),
         metrics=metrics,
         settings=settings,
         environment=environment(),
@@ -62,13 +63,13 @@ def trained_config(directory: Path) -> TrainConfig:
 
 
 def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
-    """The columns that ``ranking_metrics`` takes, and the hash of the prepared data they were measured on."""
+    """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
+    from src.data.tokenizer import load_tokenizer
     from src.training.assemble import (
         at_most,
         build_objective,
         build_source,
         build_template,
-        build_tokenizer,
         prepare_data,
     )
     from src.training.checkpoint import completed
@@ -77,9 +78,10 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
     objective = build_objective(trained)
     if config.split == "train" and not objective.needs.rejected:
         raise UserError("split=train of an SFT run holds demonstrations, which have nothing to rank; use validation")
-    source = build_source(trained)
-    tokenizer = build_tokenizer(trained, source)
-    data = prepare_data(trained, build_template(trained, tokenizer), source, objective)
+    # the checkpoint's own tokenizer: the one its token ids were made with
+    template = build_template(trained, load_tokenizer(str(checkpoint / "model")))
+    data = prepare_data(trained, template, build_source(trained), objective)
+    refuse_other_data(directory, data.manifest)
     split = data.validation if config.split == "validation" else data.train
     pairs = [split[index] for index in range(at_most(len(split), config.max_pairs))]
     columns: dict[str, Any] = {
@@ -97,7 +99,19 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
             "reference_chosen_sum": reference.chosen.summed.double().numpy(),
             "reference_rejected_sum": reference.rejected.summed.double().numpy(),
         }
-    return columns, data.manifest["hash"]
+    return columns, data.manifest["content"][config.split]
+
+
+def refuse_other_data(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` when the data now prepares to something else than what the run saw."""
+    trained = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    if trained["hash"] != manifest["hash"]:
+        differing = [key for key in manifest if manifest[key] != trained.get(key) and key != "hash"]
+        raise UserError(
+            f"{directory} was trained on prepared data {trained['hash'][:12]}, but the same configuration now gives "
+            f"{manifest['hash'][:12]} (different: {', '.join(differing)}), so held-out pairs may have been trained on; "
+            "restore the data, or train again"
+        )
 
 
 def initial_weights(trained: TrainConfig) -> Path | None:

@@ -42,10 +42,14 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """What it was measured on; ``pairs`` counts what entered the metrics before any filter of the settings."""
+    """What it was measured on.
+
+    ``content_hash``: that of the prepared pairs of the split; ``pairs``: how many entered, before any filter of the
+    settings.
+    """
 
     split: str
-    manifest_hash: str
+    content_hash: str
     pairs: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from src.config import TrainConfig, compose_train, config_hash, run_directory
+from src.config import STOPPED, TrainConfig, compose_train, config_hash, run_directory
 from src.data.pairset import PairSet
 from src.data.prepare import PreparedData
 from src.data.reference import ReferenceStore, reference_key, weights_hash
@@ -38,9 +39,6 @@ from src.training.display import TerminalDisplay
 from src.training.loop import Loop, Schedule, StopFlag
 from src.training.metrics import MetricsFile, open_mirror
 from src.training.rundir import Status, owned, read_status, refuse_other_configuration, say, write_json
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, which schedulers requeue on."""
 
 REFERENCE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference, nats per token, between reference and untrained policy."""
@@ -111,12 +109,23 @@ def trained_base(config: TrainConfig) -> Base | None:
     """The SFT base, trained now unless it was before; ``None`` when its training was stopped."""
     directory = run_directory(config)
     if read_status(directory).get("state") == "finished":
+        refuse_stale_base(directory, config)
         say(f"SFT base: reusing {directory}")
     else:
         say(f"SFT base: training it once, later runs reuse {directory}")
         if train(config) != 0:
             return None
     return Base(config_hash(config), str(directory / "checkpoints" / "best" / "model"))
+
+
+def refuse_stale_base(directory: Path, config: TrainConfig) -> None:
+    """Raise ``UserError`` when the data is no longer what the SFT base was trained on."""
+    trained = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["source"]["fingerprint"]
+    if trained != build_source(config).fingerprint():
+        raise UserError(
+            f"the SFT base {directory} was trained on other data than dataset={config.dataset.name} gives now; "
+            "remove that directory, and it is trained again"
+        )
 
 
 def train_in(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> int:

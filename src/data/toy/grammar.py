@@ -37,31 +37,31 @@ def _list(rng: random.Random) -> str:
     category = rng.choice(list(CATEGORIES))
     excluded = rng.sample(CATEGORIES[category], rng.choice((0, 1, 2, 2)))
     without = f" except {' and '.join(excluded)}" if excluded else ""
-    verb, count = rng.choice(("List", "Name", "Give")), COUNT_WORDS[rng.randint(2, 5)]
+    verb, count = rng.choice(("List", "Name", "Give")), COUNT_WORDS[rng.randint(2, 4)]
     return f"{verb} {count} {category}{without} {rng.choice(list(LIST_LAYOUTS))}."
 
 
 def _sort(rng: random.Random) -> str:
-    size = rng.randint(3, 5)
+    size = rng.randint(3, 4)
     if rng.random() < 0.5:
-        items, order = rng.sample([str(n) for n in range(1, 31)], size), ("low to high", "high to low")
+        items, order = rng.sample([str(n) for n in range(1, 21)], size), ("low to high", "high to low")
     else:
         items, order = rng.sample(WORDS, size), ("A to Z", "Z to A")
     return f"Sort {', '.join(items)} from {rng.choice(order)} {rng.choice(list(LIST_LAYOUTS))}."
 
 
 def _rewrite(rng: random.Random) -> str:
-    items, backwards = rng.sample(WORDS, rng.randint(2, 4)), rng.choice(("", " backwards"))
+    items, backwards = rng.sample(WORDS, rng.randint(2, 3)), rng.choice(("", " backwards"))
     return f"Write {', '.join(items)}{backwards} {rng.choice(list(REWRITE_LAYOUTS))}."
 
 
 def _arithmetic(rng: random.Random) -> str:
-    layout, low, high = rng.choice(list(NUMBER_LAYOUTS)), rng.randint(2, 9), rng.randint(5, 20)
+    layout, low, high = rng.choice(list(NUMBER_LAYOUTS)), rng.randint(1, 5), rng.randint(2, 9)
     if rng.random() < 0.5:
         verb, left = rng.choice((("gets", high), ("loses", low + high)))
         return f"{rng.choice(NAMES)} has {left} {rng.choice(UNITS)} and {verb} {low}. How many now? {layout}"
     operator = rng.choice("+-x")
-    left = {"+": high, "-": low + high, "x": rng.randint(2, 5)}[operator]
+    left = low + high if operator == "-" else high
     return f"What is {left} {operator} {low}? {layout}"
 
 

@@ -19,9 +19,9 @@ from src.data.toy.writers import ideal_answer
 
 ASPECTS = ("correctness", "completeness", "format", "concision")
 SPARE_WORDS = 2  # words above the ideal answer that cost nothing
-LONG_WINDED = 48  # words above that at which concision is lost altogether
+LONG_WINDED = 30  # words above that at which concision is lost altogether
 LENGTH_BIAS = 1.2  # points a length-loving judge gives for FULL_LENGTH characters
-FULL_LENGTH = 160
+FULL_LENGTH = 120
 
 
 @dataclass(frozen=True, slots=True)

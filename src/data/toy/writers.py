@@ -36,7 +36,7 @@ WRITERS: dict[str, Writer] = {
         Writer("teacher", 0.06, 0.05, 0.08, 0.85, 0.3, 2),
         Writer("editor", 0.15, 0.10, 0.20, 0.75, 0.9, 2),
         Writer("clerk", 0.20, 0.20, 0.15, 0.10, 0.1, 1),
-        Writer("rambler", 0.22, 0.15, 0.40, 0.95, 0.2, 3),
+        Writer("rambler", 0.22, 0.15, 0.40, 0.95, 0.2, 2),
         Writer("novice", 0.40, 0.30, 0.50, 0.30, 0.2, 1),
     )
 }
@@ -97,7 +97,7 @@ def _draw_items(task: ItemsTask, rng: random.Random, mistake: float, omission: f
         elif index + 1 < len(items) and rng.random() < 0.7:
             items[index], items[index + 1] = items[index + 1], items[index]
         else:
-            items[index] = str(rng.randint(1, 30)) if items[index].isdigit() else rng.choice(WORDS)
+            items[index] = str(rng.randint(1, 20)) if items[index].isdigit() else rng.choice(WORDS)
     kept = [item for item in items if rng.random() >= omission]
     return kept or items[:1]
 
