@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
 
+from src.config import STOPPED
 from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.objective.objective import Objective
@@ -39,10 +40,14 @@ class Display(Protocol):
 
 
 class StopFlag:
-    """Turned on by SIGTERM and SIGUSR1; the loop looks at it between steps."""
+    """Turned on by SIGTERM and SIGUSR1; the loop looks at it between steps.
+
+    Until ``deferring`` is set there is no step whose end is worth waiting for: a signal then ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.deferring = False
 
     @contextmanager
     def listening(self) -> Iterator[StopFlag]:
@@ -50,6 +55,8 @@ class StopFlag:
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.signal = signal.Signals(number).name
+            if not self.deferring:
+                raise SystemExit(STOPPED)
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:

@@ -139,6 +139,7 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
         try:
             run = assemble(directory, config, objective, base)
             progress, total = run.start(), run.schedule.total_steps
+            stop.deferring = True
             status.write("running", progress, total)
             with cast(TerminalDisplay, run.display).showing(progress.step):
                 progress = run.run(progress, stop)
