@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +312,14 @@ def test_the_hash_changes_with_everything_that_counts(tmp_path: Path) -> None:
 def test_the_content_hash_sees_every_value(tmp_path: Path) -> None:
     """The manifest's hash rests on it, whatever a source's fingerprint may overlook."""
 
-    def content(number: int, items: tuple[Any, ...]) -> str:
-        return str(made(tmp_path / str(number), items).manifest["content"]["train"])
+    @dataclass(frozen=True)
+    class Nameless(Records):
+        def fingerprint(self) -> str:
+            return "always the same"
+
+    def hashes(number: int, items: tuple[Any, ...]) -> tuple[str, str]:
+        manifest = prepare(Nameless(items), NoNoise(), TEMPLATE, OPTIONS, tmp_path / str(number)).manifest
+        return manifest["content"]["train"], manifest["hash"]
 
     position = PAIRS.index(KEPT[0])
     changes: list[dict[str, Any]] = [
@@ -325,7 +332,8 @@ def test_the_content_hash_sees_every_value(tmp_path: Path) -> None:
         {"flipped": True},
     ]
     variants = [(*PAIRS[:position], replace(KEPT[0], **change), *PAIRS[position + 1 :]) for change in changes]
-    assert len({content(number, items) for number, items in enumerate(variants)}) == len(changes)
+    found = [hashes(number, items) for number, items in enumerate(variants)]
+    assert len({content for content, _ in found}) == len({whole for _, whole in found}) == len(changes)
 
 
 def test_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +348,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patched:
 
         def broken(self: Records) -> Iterator[PreferencePair | Skipped]:
-            yield from PAIRS[:5]  # type: ignore[misc]
+            yield from PAIRS[:5]
             raise KeyboardInterrupt
 
         patched.setattr(Records, "records", broken)
@@ -361,15 +369,20 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
 
 def test_several_processes_build_once(tmp_path: Path) -> None:
     built = []
+    together = threading.Barrier(8)
 
     def build(aside: Path) -> None:
         built.append(aside)
+        time.sleep(0.1)
         (aside / "x").write_text("done")
 
     results: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(build_once(tmp_path / "folder", build))) for _ in range(8)
-    ]
+
+    def ask() -> None:
+        together.wait()
+        results.append(build_once(tmp_path / "folder", build))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

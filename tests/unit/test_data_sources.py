@@ -130,6 +130,8 @@ def test_all_pairs_above_a_gap(scored: str) -> None:
     assert all((found.chosen_score or 0) > (found.rejected_score or 0) for found in every)
     far = ScoredResponsesFile(scored, pairing="all_pairs", min_gap=0.5)
     assert [found.id for found in far.pairs()] == ["7/1-2"]
+    at_the_gap = ScoredResponsesFile(scored, pairing="all_pairs", min_gap=0.9 - 0.5)
+    assert {found.id for found in at_the_gap.pairs()} == {"7/1-0", "7/0-2", "7/1-2", "7/1-3", "7/3-2"}
     assert reasons(far) == {"tied scores": 2, "score gap below min_gap": 4, "fewer than two responses": 1}
 
 
@@ -146,6 +148,13 @@ def test_random_pairs_are_drawn_by_seed_and_prompt_alone(tmp_path: Path, scored:
     lines = gzip.decompress(Path(scored).read_bytes()).decode().splitlines()
     turned = write_lines(tmp_path / "turned.jsonl", [json.loads(line) for line in reversed(lines)])
     assert ids(turned, 3) == ids(scored, 3)
+
+
+def test_prompts_are_drawn_from_apart(tmp_path: Path) -> None:
+    responses = [{"model": f"m{place}", "text": f"text {place}", "score": place} for place in range(6)]
+    records = [{"prompt_id": number, "prompt": "why", "responses": responses} for number in range(20)]
+    source = ScoredResponsesFile(write_lines(tmp_path / "s.jsonl", records), pairing="random", pairs_per_prompt=1)
+    assert len({found.id.partition("/")[2] for found in source.pairs()}) > 5
 
 
 @pytest.mark.parametrize(
@@ -196,8 +205,8 @@ def test_ultrafeedback_directory_is_read_by_split(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for number, split in enumerate(("train_prefs", "test_prefs")):
         pq.write_table(pa.Table.from_pylist([feedback(number)]), tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    for split, expected in ((None, "question 0"), ("test_prefs", "question 1")):
-        (only,) = UltraFeedbackBinarized(path=str(tmp_path), split=split).pairs()
+    for chosen, expected in ((None, "question 0"), ("test_prefs", "question 1")):
+        (only,) = UltraFeedbackBinarized(path=str(tmp_path), split=chosen).pairs()
         assert only.prompt[-1].content == expected
 
 
