@@ -20,7 +20,7 @@ from src.data import prepare as module
 from src.data.cache import build_once
 from src.data.noise import Noise, NoNoise, RandomFlip
 from src.data.pairs import Message, PreferencePair
-from src.data.prepare import PreparedData, PrepareOptions, prepare, truncate
+from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.sources import Skipped
 from src.data.splits import TRAIN, VALIDATION, split_of
 from src.data.templates import ChatTemplate
@@ -193,54 +193,6 @@ def test_an_id_that_occurs_twice(tmp_path: Path, kind: str) -> None:
 def test_options_that_cannot_work(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(OPTIONS, **changes)
-
-
-# --- truncation -------------------------------------------------------------------------------------------------------
-
-
-def simpo_truncation(
-    prompt: list[int], chosen: list[int], rejected: list[int], max_length: int, max_prompt_length: int
-) -> tuple[list[int], list[int], list[int]]:
-    """As methods.md section 1 describes it, written out for one pair without bos."""
-    longer = max(len(chosen), len(rejected))
-    if len(prompt) + longer > max_length:
-        prompt = prompt[-max_prompt_length:]
-    if len(prompt) + longer > max_length:
-        chosen, rejected = (side[: max_length - max_prompt_length] for side in (chosen, rejected))
-    return prompt, chosen, rejected
-
-
-IDS = st.lists(st.integers(1, 9), min_size=1, max_size=30)
-
-
-@given(IDS, IDS, IDS, st.integers(3, 40), st.data())
-def test_truncation_is_simpos(prompt: list[int], chosen: list[int], rejected: list[int], size: int, data: Any) -> None:
-    share = data.draw(st.integers(2, size - 1))
-    fitted = truncate(prompt, [chosen, rejected], PrepareOptions(size, share))
-    expected = simpo_truncation(prompt, chosen, rejected, size, share)
-    assert fitted == (expected[0], [expected[1], expected[2]])
-
-
-@given(IDS, IDS, st.integers(3, 40), st.data())
-def test_a_cut_prompt_keeps_its_bos(prompt: list[int], response: list[int], size: int, data: Any) -> None:
-    share = data.draw(st.integers(2, size - 1))
-    fitted = truncate([0, *prompt], [response], PrepareOptions(size, share), bos_id=0)
-    assert not isinstance(fitted, str)
-    cut, (answer,) = fitted
-    assert cut[0] == 0
-    assert cut[1:] == prompt[len(prompt) - len(cut) + 1 :]
-    assert len(cut) + len(answer) <= size
-    if len(cut) <= len(prompt):
-        assert len(cut) == share
-
-
-@given(IDS, IDS, IDS, st.integers(3, 40), st.data())
-def test_dropping_never_cuts(prompt: list[int], chosen: list[int], rejected: list[int], size: int, data: Any) -> None:
-    options = PrepareOptions(size, data.draw(st.integers(2, size - 1)), "drop")
-    fitted = truncate(prompt, [chosen, rejected], options)
-    fits = len(prompt) <= options.max_prompt_length and len(prompt) + max(len(chosen), len(rejected)) <= size
-    assert (fitted == (prompt, [chosen, rejected])) is fits
-    assert isinstance(fitted, str) is not fits
 
 
 def test_truncation_is_counted_and_a_cut_response_has_no_stop_token(tmp_path: Path) -> None:

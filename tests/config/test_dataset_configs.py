@@ -1,0 +1,59 @@
+"""conf/dataset and conf/noise: every file builds, and shows every setting that its reader has."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from src.build import build, locate
+from src.config import DatasetConfig
+from src.data.noise import Noise
+from src.data.prepare import PrepareOptions
+from src.data.sources import Source
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+DATASETS = sorted((CONF / "dataset").glob("*.yaml"))
+NOISES = sorted((CONF / "noise").glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def test_the_walk_finds_all() -> None:
+    assert {path.stem for path in DATASETS} >= {
+        "toy",
+        "hh_rlhf",
+        "scored_responses",
+        "local",
+        "ultrafeedback_binarized",
+    }
+    assert {path.stem for path in NOISES} >= {"none", "random_flip"}
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: path.stem)
+def test_dataset(path: Path) -> None:
+    config = read(path)
+    assert config["name"] == path.stem
+    assert config.keys() == {spec.name for spec in dataclasses.fields(DatasetConfig)}
+    node = {key: "some/file.jsonl" if value == "???" else value for key, value in config["source"].items()}
+    assert isinstance(build(node, "dataset.source"), Source)
+    fields = {spec.name: spec for spec in dataclasses.fields(locate(node["_target_"]))}
+    if path.stem != "toy":  # the toy world's calibrated values stand in its class
+        assert node.keys() - {"_target_"} == fields.keys()
+    for name, spec in fields.items():
+        if spec.default is not dataclasses.MISSING and name in node:
+            assert node[name] == spec.default
+    PrepareOptions(**{spec.name: config[spec.name] for spec in dataclasses.fields(PrepareOptions)})
+
+
+@pytest.mark.parametrize("path", NOISES, ids=lambda path: path.stem)
+def test_noise(path: Path) -> None:
+    node = read(path)
+    assert isinstance(build(node, "noise"), Noise)
+    assert node.keys() - {"_target_"} == {spec.name for spec in dataclasses.fields(locate(node["_target_"]))}
