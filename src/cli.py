@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
+import string
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.build import locate
 from src.config import CONF, SCHEMAS, STOPPED
 from src.errors import UserError
 
@@ -34,6 +39,9 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must raise instead of printing, so that we can translate
     register_schemas()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(config_name))
+        sys.exit(0)
     codes: list[int] = []
 
     def guarded(config: DictConfig) -> None:
@@ -43,6 +51,10 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
             code = task(config) or 0
         except (UserError, HydraException, OmegaConfBaseException) as error:
             code = tell(error, config_name, wanted)
+        except Exception:
+            traceback.print_exc()
+            print("error: the program failed; the traceback above says where", file=sys.stderr)
+            code = 1
         if code == STOPPED:
             sys.exit(code)
         codes.append(code)
@@ -53,6 +65,9 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         codes.append(tell(error, config_name, wants_traceback))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        codes.append(130)
     sys.exit(max(codes, default=0))
 
 
@@ -79,12 +94,45 @@ def refuse_bare_gamma(arguments: list[str]) -> None:
             raise UserError(BARE_GAMMA.format(key=key))
 
 
+def help_text(config_name: str) -> str:
+    """What --help prints, without composing (Hydra composes every option of every group first, which takes seconds).
+
+    The template is ``hydra.help.template`` of conf/<config_name>.yaml; $CONFIG stands for that file's keys.
+    """
+    path = CONF / f"{config_name}.yaml"
+    loaded = cast(DictConfig, OmegaConf.load(path))
+    entries = [str(key) for entry in loaded.defaults if isinstance(entry, DictConfig) for key in entry]
+    groups = [
+        entry.removeprefix("optional ") for entry in entries if not entry.startswith(("override ", "optional local"))
+    ]
+    keys = path.read_text(encoding="utf-8").split("\nhydra:", 1)[0].split("\n\n", 1)[1]
+    listing = "".join(f"{group}: {', '.join(options_of(group.split('@')[0]))}\n" for group in groups)
+    return string.Template(loaded.hydra.help.template).substitute(APP_CONFIG_GROUPS=listing, CONFIG=keys.rstrip())
+
+
+def options_of(group: str) -> list[str]:
+    """The choices of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def in_our_words(error: BaseException, config_name: str) -> str:
     """The message for the user of an error of ours, of Hydra or of OmegaConf."""
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
     cause = str(error.__cause__ or "")
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read; write key=value, and a value with special characters in quotes: "
+            "'key=\"a = b\"'"
+        )
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        key, values = match.groups()
+        return (
+            f"{key}={values} gives several values: add -m to run each of them, or write '{key}=[{values}]' for a list"
+        )
+    if match := re.search(r"^(\S+) appears more than once", text):
+        return f"{match.group(1)} is chosen twice; write {match.group(1)}=NAME once, without a +"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
@@ -92,8 +140,21 @@ def in_our_words(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'.*?full_key: (\S+)", text + cause, re.DOTALL):
         return unknown_key(match.group(3), config_name)
     if match := re.search(r"merging override (\S+?)=(.*)", text):
-        return f"{match.group(1)}={match.group(2)} has the wrong type: {first_line(cause)}"
+        return f"{match.group(1)}={match.group(2)} has the wrong type; {wanted_type(cause)}"
     return first_line(text) + (f" ({first_line(cause)})" if cause and first_line(cause) not in text else "")
+
+
+def wanted_type(cause: str) -> str:
+    """What OmegaConf wanted instead, from its complaint."""
+    wishes = {
+        "to Float": "give a number",
+        "to Integer": "give a whole number",
+        "valid bool": "give true or false",
+        "to string": "give a text",
+        "not Optional": "it cannot be null, give a value",
+        "is not a subclass of": "it is a section, so set a key of it",
+    }
+    return next((wish for complaint, wish in wishes.items() if complaint in cause), first_line(cause))
 
 
 def first_line(text: str) -> str:
@@ -104,30 +165,56 @@ def unknown_key(key: str, config_name: str) -> str:
     """What is wrong with a key that the configuration does not have, and which ones it has there."""
     if key.split(".")[-1] in ("gamma", "gamma_abs", "simpo_gamma"):
         return BARE_GAMMA.format(key=key)
-    parent, _, leaf = key.rpartition(".")
-    known = known_keys(parent, config_name)
-    close = difflib.get_close_matches(leaf, known, n=1)
+    parent, leaf, known = where_it_ends(key, config_name)
     prefix = f"{parent}." if parent else ""
-    hint = f"; did you mean {prefix}{close[0]}?" if close else ""
-    listing = f" Keys of {parent or 'the configuration'}: {', '.join(known)}" if known else ""
+    if leaf in known:  # a field of the class that the YAML leaves at its default
+        return f"unknown key {key}: {prefix}{leaf} is not written out in conf/, so write +{key}=... to set it"
+    close = difflib.get_close_matches(leaf, known, n=1)
+    rest = key.removeprefix(prefix + leaf)
+    hint = f"; did you mean {known[close[0]]}{prefix}{close[0]}{rest}?" if close else "."
+    listing = f" Keys of {parent or 'the configuration'}: {', '.join(sorted(known))}" if known else ""
     return f"unknown key {key}{hint}{listing}"
 
 
-def known_keys(parent: str, config_name: str) -> list[str]:
-    """Keys below ``parent`` under the groups chosen on the command line ([] when that does not compose)."""
+def where_it_ends(key: str, config_name: str) -> tuple[str, str, dict[str, str]]:
+    """The last node that exists on the way to ``key``, the part that it lacks, and the keys that it has.
+
+    A key that is a field of the node's ``_target_`` alone is marked "+", as Hydra wants it written.
+    """
+    node = chosen_groups(config_name)
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        known = {str(name): "" for name in node} if isinstance(node, DictConfig) else {}
+        if "_target_" in known:
+            known = dict.fromkeys(field_names(str(node["_target_"])), "+") | known
+        if part not in known or known[part] or depth == len(parts) - 1:
+            break
+        node = node[part]
+    return ".".join(parts[:depth]), part, known
+
+
+def field_names(target: str) -> list[str]:
+    """Fields of the dataclass at a dotted path ([] where there is none)."""
+    try:
+        return [spec.name for spec in dataclasses.fields(locate(target)) if spec.init]
+    except UserError:
+        return []
+
+
+def chosen_groups(config_name: str) -> Any:
+    """The configuration under the groups chosen on the command line alone; {} when that does not compose."""
     groups = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z]+=[a-z0-9_]+", a) and (CONF / a.split("=")[0]).is_dir()]
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose(config_name, overrides=groups)
-            node = OmegaConf.select(config, parent) if parent else config
+            return hydra.compose(config_name, overrides=groups)
     except (HydraException, OmegaConfBaseException):
-        return []
-    return sorted(map(str, node)) if isinstance(node, DictConfig) else []
+        return {}
 
 
 def unknown_option(group: str, option: str) -> str:
     """What is wrong with a choice that a group does not have, and which ones it has."""
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    options = options_of(group)
     close = difflib.get_close_matches(option, options, n=1)
-    hint = f"; did you mean {group}={close[0]}?" if close else ""
+    hint = f"; did you mean {group}={close[0]}?" if close else "."
     return f"{group}={option} does not exist{hint} Choose one of: {', '.join(options)}"

@@ -18,7 +18,7 @@ from src.errors import Problems
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
-NOT_HASHED = ("output_root", "cache_root", "records_root", "run_dir", "logging", "resume")
+NOT_HASHED = ("output_root", "cache_root", "run_dir", "logging")
 """Keys that change where a run writes and what is shown of it, but not what it computes."""
 
 
@@ -212,13 +212,15 @@ def problems_of(config: DictConfig, schema: type) -> list[str]:
     missing = [
         f"{key} has no value; set it on the command line: {key}=..." for key in sorted(OmegaConf.missing_keys(config))
     ]
-    return missing or bound_problems(config, schema, "")
+    return missing + bound_problems(config, schema, "")
 
 
 def bound_problems(node: DictConfig, schema: type, prefix: str) -> list[str]:
     """Violations of ``one_of`` and ``number`` in ``node`` and below."""
     problems = []
     for spec in fields(schema):
+        if OmegaConf.is_missing(node, spec.name):
+            continue
         value, key = node[spec.name], prefix + spec.name
         default_factory = spec.default_factory
         if isinstance(default_factory, type) and hasattr(default_factory, "__dataclass_fields__"):
@@ -237,9 +239,13 @@ def bound_problems(node: DictConfig, schema: type, prefix: str) -> list[str]:
 
 def training_problems(config: DictConfig) -> list[str]:
     """Everything that is wrong with a training configuration by itself, as sentences."""
-    if OmegaConf.missing_keys(config):
-        return problems_of(config, TrainConfig)
-    return problems_of(config, TrainConfig) + combination_problems(cast(TrainConfig, config))
+    problems = problems_of(config, TrainConfig)
+    return problems if gaps(config) else problems + combination_problems(cast(TrainConfig, config))
+
+
+def gaps(config: DictConfig) -> list[str]:
+    """Keys without a value, but for those of the source of data, without which all else can be checked."""
+    return [str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("dataset.source.")]
 
 
 def combination_problems(config: TrainConfig) -> list[str]:
@@ -269,15 +275,29 @@ def combination_problems(config: TrainConfig) -> list[str]:
 
 
 def model_problems(config: TrainConfig) -> list[str]:
-    """``model.path`` and ``model.init`` must agree."""
+    """``model.path``, ``model.init`` and what goes with them must agree."""
     model = config.model
+    problems = []
     if model.init == "scratch" and model.path is not None:
-        return [f"model.path={model.path} would not be read, since model.init=scratch; write model.init=pretrained"]
+        problems.append(
+            f"model.path={model.path} would not be read, since model.init=scratch; write model.init=pretrained"
+        )
+    elif model.path is None and model.revision is not None:
+        problems.append(
+            f"model.revision={model.revision} would not be read without model.path; set that, or leave it out"
+        )
+    if model.init != "sft" and model.sft_seed != 0:
+        problems.append(
+            f"model.sft_seed={model.sft_seed} would not be read, since model.init={model.init} starts from no SFT run; "
+            "leave it out, or write model.init=sft"
+        )
     if model.init == "pretrained" and model.path is None:
-        return ["model.init=pretrained needs model.path: a hub id or a directory written by save_pretrained"]
-    if model.init != "pretrained" and model.path is None and not model.architecture:
-        return [f"model.init={model.init} without model.path needs model.architecture, the values of its configuration"]
-    return []
+        problems.append("model.init=pretrained needs model.path: a hub id or a directory written by save_pretrained")
+    elif model.path is None and not model.architecture:
+        problems.append(
+            f"model.init={model.init} without model.path needs model.architecture, the values of its configuration"
+        )
+    return problems
 
 
 def method_problems(config: TrainConfig) -> list[str]:
@@ -285,11 +305,12 @@ def method_problems(config: TrainConfig) -> list[str]:
     problems = []
     method = OmegaConf.to_container(cast(DictConfig, config.method), resolve=False)
     assert isinstance(method, dict)
-    constants = constants_of(method)
+    unread = unread_constants(method)
+    constants = [name for name in constants_of(method) if name not in unread]
     hint = f"; this method's constants are {', '.join(constants)}" if constants else ""
     problems += [
         f"method.{name} is read by no part of method={method.get('name')}, so it would change nothing; remove it{hint}"
-        for name in unread_constants(method)
+        for name in unread
     ]
     statistics = config.method.get("statistics")
     if isinstance(statistics, int) and statistics > 0 and config.training.global_batch_size % statistics:

@@ -20,18 +20,17 @@ from src.objective.types import PairLogProbs
 class PaddedLayout:
     """One row per response, right-padded: rows 0..n-1 are chosen, n..2n-1 rejected (absent for demonstrations).
 
-    ``input_ids``, ``attention_mask`` (int64) and ``supervised`` (bool): [rows, time]. A token is supervised by its
-    position, never by its id, so a stop token that is also the padding token still counts.
+    ``input_ids`` (int64) and ``supervised`` (bool): [rows, time]. A token is supervised by its position, never by its
+    id, so a stop token that is also the padding token still counts. There is no attention mask: with causal attention
+    no token sees the padding on its right.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     supervised: Tensor
 
     def to(self, device: torch.device) -> PaddedLayout:
         return PaddedLayout(
             self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
             self.supervised.to(device, non_blocking=True),
         )
 
@@ -87,7 +86,7 @@ def collate(pairs: Sequence[TokenizedPair], reference: PairLogProbs | None = Non
     time = torch.arange(input_ids.shape[1])
     present = time < lengths[:, None]
     return PairBatch(
-        layout=PaddedLayout(input_ids, present.to(torch.int64), present & (time >= starts[:, None])),
+        layout=PaddedLayout(input_ids, present & (time >= starts[:, None])),
         ids=tuple(pair.id for pair in pairs),
         has_rejected=has_rejected,
         flipped=torch.tensor([pair.flipped for pair in pairs]),

@@ -20,7 +20,7 @@ def pair_log_probs(model: PreTrainedModel, batch: PairBatch) -> PairLogProbs:
     Logits are made only for supervised tokens. Without rejected responses their entries are 0.
     """
     layout = batch.layout
-    hidden = model.base_model(input_ids=layout.input_ids, attention_mask=layout.attention_mask, use_cache=False)[0]
+    hidden = model.base_model(input_ids=layout.input_ids, use_cache=False)[0]
     predicts = layout.supervised[:, 1:]
     logits = head_logits(model, hidden[:, :-1][predicts])
     labels = layout.input_ids[:, 1:][predicts]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerBase
 
-from src.config import CONF, TrainConfig, config_hash, frozen, run_directory, training_problems
+from src.build import build, plain
+from src.config import CONF, TrainConfig, config_hash, frozen, gaps, run_directory, training_problems
 from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
@@ -20,6 +26,7 @@ from src.engine.local import refuse_missing_device
 from src.errors import Problems, UserError
 from src.objective.types import Needs
 from src.training.assemble import (
+    PARTS,
     build_noise,
     build_objective,
     build_source,
@@ -69,7 +76,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     ``strict``: weights and tokenizer must be at hand too, as training needs them.
     """
     problems = training_problems(config)
-    if OmegaConf.missing_keys(config):
+    if gaps(config):
         raise Problems(problems)
     ready = frozen(config)
 
@@ -82,7 +89,11 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
             problems.append(str(error))
         return None
 
-    find(lambda: build_objective(ready))
+    for name in (part for part in PARTS if part in ready.method):
+        find(partial(build, ready.method[name], f"method.{name}"))
+    find(lambda: refuse_unknown_parts(ready))
+    find(lambda: refuse_unknown_recipe(ready))
+    find(lambda: refuse_unread_architecture(ready))
     find(lambda: build_noise(ready))
     find(lambda: check_best_metric(ready))
     find(lambda: refuse_missing_device(ready.engine.device))
@@ -93,14 +104,73 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     )
     find(lambda: refuse_unwritable(Path(ready.cache_root), "cache_root"))
     find(lambda: refuse_missing_logger(ready))
-    source = find(lambda: build_source(ready))
+    source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
     if source is not None:
-        find(lambda: next(iter(source.pairs()), None))
         if strict and (ready.model.tokenizer or ready.model.path) is not None:
             find(lambda: build_tokenizer(ready, source))
+        # one record says whether there is data at all; where the run is refused anyway, name its bad records too
+        find(lambda: deque(islice(source.pairs(), None if problems and not strict else 1), maxlen=0))
     if problems:
         raise Problems(list(dict.fromkeys(problems)))
     return ready
+
+
+def refuse_unknown_parts(config: TrainConfig) -> None:
+    """Raise ``UserError`` when the method lacks a part, or has one that nothing reads."""
+    given = [str(name) for name, value in config.method.items() if isinstance(value, Mapping)]
+    if missing := [name for name in PARTS if name not in given]:
+        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
+    if unread := [name for name in given if name not in PARTS]:
+        raise UserError(
+            f"method.{unread[0]} is no part of a method, so it would change nothing; remove it, parts are: "
+            + ", ".join(PARTS)
+        )
+
+
+def refuse_unknown_recipe(config: TrainConfig) -> None:
+    """Raise ``UserError`` when the command line names a recipe that does not exist."""
+    recipe = chosen_recipe(config)
+    if recipe not in (None, usual_recipe(config)) and not recipe_exists(recipe):
+        known = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+        close = difflib.get_close_matches(str(recipe), known, n=1)
+        hint = f"; did you mean recipe={close[0]}?" if close else "."
+        raise UserError(f"recipe={recipe} does not exist{hint} Choose one of: {', '.join(known)}")
+
+
+def usual_recipe(config: TrainConfig) -> str:
+    """The recipe that is taken when the command line names none, if there is one."""
+    return f"{config.method['name']}__{config.model.name}"
+
+
+def chosen_recipe(config: TrainConfig) -> str | None:
+    """The recipe that was composed, whether it exists or not; ``None`` for recipe=null."""
+    if not HydraConfig.initialized():
+        return usual_recipe(config)
+    choice = HydraConfig.get().runtime.choices.get("recipe")
+    return None if choice is None else str(choice)
+
+
+def recipe_exists(recipe: str | None) -> bool:
+    return (CONF / "recipe" / f"{recipe}.yaml").exists()
+
+
+def refuse_unread_architecture(config: TrainConfig) -> None:
+    """Raise ``UserError`` for a value of ``model.architecture`` that its transformers configuration does not have."""
+    values = plain(config.model.architecture)
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise UserError(f"model.architecture of model={config.model.name} names no model_type; give one, such as llama")
+    if kind not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; give one that it has, such as llama"
+        raise UserError(f"model.architecture.model_type={kind} is unknown to transformers{hint}")
+    defaults = AutoConfig.for_model(kind)
+    if unread := [name for name in values if not hasattr(defaults, name)]:
+        close = difflib.get_close_matches(unread[0], vars(defaults), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; remove it"
+        raise UserError(
+            f"model.architecture.{unread[0]}={values[unread[0]]} is read by no {kind} model of transformers{hint}"
+        )
 
 
 def refuse_unwritable(path: Path, key: str) -> None:
@@ -123,7 +193,7 @@ def plan_of(config: TrainConfig) -> Plan:
     """The plan of a checked configuration; prepares the data when there is a tokenizer (training then reuses it)."""
     objective = build_objective(config)
     base = sft_base(config)
-    recipe = f"{config.method['name']}__{config.model.name}"
+    recipe = chosen_recipe(config)
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
@@ -131,7 +201,7 @@ def plan_of(config: TrainConfig) -> Plan:
     return Plan(
         config=config,
         directory=run_directory(config, "" if base is None else config_hash(base)),
-        recipe=recipe if (CONF / "recipe" / f"{recipe}.yaml").exists() else None,
+        recipe=recipe if recipe_exists(recipe) else None,
         needs=objective.needs,
         exact=tokenizer is not None,
         steps=sampler_of(config, counted["pairs"]["train"]).steps(config.training.epochs, config.training.max_steps),

@@ -1,0 +1,123 @@
+"""A run that was interrupted ends exactly like one that was not: weights, optimizer, metrics.jsonl, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import SMALL_RUN, metrics, places, run, start
+
+METHOD = ("method=amapo", "noise=random_flip", "noise.rate=0.3", "training.max_steps=12")
+
+
+def overrides(folder: Path, name: str) -> list[str]:
+    return [*SMALL_RUN, *METHOD, *places(folder), f"run_dir={folder / name}"]
+
+
+def final_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], bytes]:
+    last = run_dir / "checkpoints" / "last"
+    trainer = torch.load(last / "trainer.pt", weights_only=True)
+    return load_file(last / "model" / "model.safetensors"), trainer, (run_dir / "metrics.jsonl").read_bytes()
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}/{index}")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an uninterrupted run in ``whole``."""
+    folder: Path = tmp_path_factory.mktemp("resume")
+    done = run("src.train", *overrides(folder, "whole"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def signalled(folder: Path, name: str, number: signal.Signals, after_step: int) -> int:
+    """Start the run and send it ``number`` once metrics.jsonl shows ``after_step``; its exit code."""
+    process = start("src.train", *overrides(folder, name))
+    file = folder / name / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and f'"step": {after_step},' in file.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.005)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def test_killed_at_three_steps(world: Path) -> None:
+    for after_step in (1, 5, 9):
+        assert signalled(world, "killed", signal.SIGKILL, after_step) == -signal.SIGKILL
+    done = run("src.train", *overrides(world, "killed"))
+    assert done.returncode == 0, done.stderr
+    whole, killed = final_state(world / "whole"), final_state(world / "killed")
+    assert_same(whole[0], killed[0])
+    assert_same(whole[1]["engine"], killed[1]["engine"])
+    assert_same(whole[1]["progress"], killed[1]["progress"])
+    assert whole[2] == killed[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop(world: Path, number: signal.Signals) -> None:
+    name = f"asked-{number.name}"
+    assert signalled(world, name, number, 3) == 75
+    status = json.loads((world / name / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert number.name in status["message"]
+    assert (world / name / "checkpoints" / "last" / "COMPLETED").exists()
+    done = run("src.train", *overrides(world, name))
+    assert done.returncode == 0, done.stderr
+    assert final_state(world / name)[2] == final_state(world / "whole")[2]
+    assert_same(final_state(world / name)[0], final_state(world / "whole")[0])
+
+
+def test_a_finished_run_is_skipped(world: Path) -> None:
+    before = (world / "whole" / "metrics.jsonl").stat().st_mtime_ns
+    done = run("src.train", *overrides(world, "whole"))
+    assert done.returncode == 0
+    assert "finished already" in done.stderr
+    assert (world / "whole" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_what_they_should(world: Path) -> None:
+    folder = world / "whole" / "checkpoints"
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    steps = {(folder / link).resolve().name for link in ("last", "best")}
+    assert names == steps | {"last", "best"}, "nothing is kept that no link names"
+    validations = metrics(world / "whole", "validation")
+    assert [line["step"] for line in validations] == [0, 3, 6, 9, 12]
+    best = max(validations[1:], key=lambda line: line["rewards/accuracies"])
+    assert (folder / "best").resolve().name == f"step-{best['step']:08d}"
+
+
+def test_export_loads_with_plain_transformers(world: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = world / "whole" / "checkpoints" / "best" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert torch.isfinite(model(**ids).logits).all()
