@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import ssl
 import time
+import urllib.error
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +193,24 @@ def test_offline_by_choice_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
     assert not hub.hub_reachable()
+
+
+@pytest.mark.parametrize(
+    ("failure", "reachable"),
+    [
+        (urllib.error.HTTPError("https://hub", 403, "Forbidden", Message(), None), True),
+        (urllib.error.URLError(ssl.SSLCertVerificationError("own certificate authority")), True),
+        (urllib.error.URLError(OSError("Name or service not known")), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_any_answer_counts_as_reachable(monkeypatch: pytest.MonkeyPatch, failure: Exception, reachable: bool) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    assert hub.hub_reachable() is reachable
 
 
 def test_offline_is_undone() -> None:
