@@ -62,6 +62,7 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     guarded.__module__ = "__main__"
     try:
         refuse_bare_gamma(sys.argv[1:])
+        refuse_group_without_name(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         codes.append(tell(error, config_name, wants_traceback))
@@ -92,6 +93,20 @@ def refuse_bare_gamma(arguments: list[str]) -> None:
         key = argument.split("=", 1)[0].lstrip("+~")
         if key in ("gamma", "method.gamma", "simpo_gamma", "method.simpo_gamma", "gamma_abs", "method.gamma_abs"):
             raise UserError(BARE_GAMMA.format(key=key))
+
+
+def refuse_group_without_name(arguments: list[str]) -> None:
+    """Raise ``UserError`` for ``model=null``, ``~model`` and the like, of which Hydra says nothing helpful."""
+    for argument in arguments:
+        key, _, option = argument.partition("=")
+        group = key.split("@")[0]
+        if argument in ("~model", "~method"):
+            raise UserError(f"{argument} leaves the run without a {key[1:]}; choose one: {key[1:]}=NAME")
+        if key != argument and re.fullmatch(r"null|true|false|[\d.]*|\[.*", option) and (CONF / group).is_dir():
+            remedy = "; to compose without a recipe, write ~recipe" if group == "recipe" else ""
+            raise UserError(
+                f"{argument} is no choice of {group}; choose one of: {', '.join(options_of(group))}{remedy}"
+            )
 
 
 def help_text(config_name: str) -> str:

@@ -64,7 +64,7 @@ class DatasetConfig:
     validation_fraction: float = number(above=0)
     split_seed: int = 0
     max_length: int = number(at_least=2)
-    max_prompt_length: int = number(at_least=1)
+    max_prompt_length: int = number(at_least=2)
     truncation: str = one_of("simpo", "drop")
     response_span: str = one_of("completion", "with_assistant_header")
 
@@ -179,17 +179,19 @@ class ReportConfig:
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
 
 
-def compose_train(overrides: list[str]) -> TrainConfig:
-    """conf/train.yaml with ``overrides``, checked and frozen: for programs that need a second configuration."""
+def compose_train(overrides: list[str], patch: dict[str, Any] | None = None) -> TrainConfig:
+    """conf/train.yaml with ``overrides``, then ``patch``, checked and frozen: a program's second configuration."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
-        return finished(compose("train", overrides=overrides))
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return finished(compose("train", overrides=overrides))
+        composed = compose("train", overrides=overrides)
+    else:
+        ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("train", overrides=overrides)
+    return finished(cast(DictConfig, OmegaConf.merge(composed, patch or {})))
 
 
 def finished(config: DictConfig) -> TrainConfig:

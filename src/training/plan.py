@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerBase
 
 from src.build import build, plain
-from src.config import CONF, TrainConfig, config_hash, frozen, gaps, run_directory, training_problems
+from src.config import CONF, ModelConfig, TrainConfig, config_hash, frozen, gaps, run_directory, training_problems
 from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
@@ -38,9 +38,13 @@ from src.training.assemble import (
 )
 from src.training.memory import Memory, parameter_count, training_memory
 from src.training.run import sft_base
+from src.training.rundir import refuse_other_configuration
 
 CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for English, used only where no tokenizer is at hand."""
+
+SHOWN_IDS = 3
+"""Ids named of the records left out for one reason; the manifest has more."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
             Path(ready.run_dir or ready.output_root), "run_dir" if ready.run_dir else "output_root"
         )
     )
+    find(lambda: refuse_foreign_run(ready))
     find(lambda: refuse_unwritable(Path(ready.cache_root), "cache_root"))
     find(lambda: refuse_missing_logger(ready))
     source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
@@ -181,6 +186,14 @@ def refuse_unwritable(path: Path, key: str) -> None:
         raise UserError(f"{key}={path} cannot be made: {existing} {why}; set {key} to a place where you may write")
 
 
+def refuse_foreign_run(config: TrainConfig) -> None:
+    """Raise ``UserError`` when ``run_dir`` holds the run of another configuration."""
+    if config.run_dir is not None:
+        base = sft_base(config)
+        base_hash = "" if base is None else config_hash(base)
+        refuse_other_configuration(Path(config.run_dir), config_hash(config, base_hash))
+
+
 def refuse_missing_logger(config: TrainConfig) -> None:
     """Raise ``UserError`` when a mirror of the metrics is asked for whose package is absent."""
     if config.logging.backend != "none" and importlib.util.find_spec("wandb") is None:
@@ -197,7 +210,9 @@ def plan_of(config: TrainConfig) -> Plan:
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
-    parameters = parameter_count(config.model, None if tokenizer is None else len(tokenizer))
+    # as plain data: transformers refuses a configuration node inside its architecture
+    model = cast(ModelConfig, OmegaConf.to_object(cast(DictConfig, config.model)))
+    parameters = parameter_count(model, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
         directory=run_directory(config, "" if base is None else config_hash(base)),
@@ -207,8 +222,7 @@ def plan_of(config: TrainConfig) -> Plan:
         steps=sampler_of(config, counted["pairs"]["train"]).steps(config.training.epochs, config.training.max_steps),
         parameters=parameters,
         memory=training_memory(config, parameters, counted["longest"], objective.needs.rejected),
-        notes=notes,
-        **counted,
+        **counted | {"notes": notes + counted["notes"]},
     )
 
 
@@ -232,6 +246,7 @@ def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     ]
     both = 2 if objective.needs.rejected else 1
     return {
+        "notes": preparation_notes(data.manifest),
         "pairs": {"train": len(data.train), "validation": len(data.validation)},
         "tokens_per_epoch": sum(both * prompt + chosen + rejected for prompt, chosen, rejected in lengths),
         "longest": max(prompt + max(chosen, rejected) for prompt, chosen, rejected in lengths),
@@ -239,6 +254,16 @@ def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
             Example(text_of(tokenizer, pair.prompt_ids), text_of(tokenizer, pair.chosen_ids)) for pair in shown
         ],
     }
+
+
+def preparation_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """What preparation left out and why, and what it cut."""
+    notes = []
+    for reason, entry in manifest["dropped"].items():
+        more = ", ..." if entry["count"] > SHOWN_IDS else ""
+        notes.append(f"left out: {entry['count']} x {reason} ({', '.join(entry['examples'][:SHOWN_IDS])}{more})")
+    cut = [f"{count} {what}" for what, count in manifest["truncated"].items() if count]
+    return [*notes, f"cut to the length limits: {', '.join(cut)}"] if cut else notes
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -262,7 +287,7 @@ def estimated_data(config: TrainConfig) -> dict[str, Any]:
             sizes = pair_sizes(prompt, chosen, pair)
             tokens += int(sum(min(size, dataset.max_length) for size in sizes))
             longest = max(longest, min(int(max(sizes)), dataset.max_length))
-    return {"pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
+    return {"notes": [], "pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
 
 
 def pair_sizes(prompt: str, chosen: str, pair: PreferencePair) -> tuple[float, float]:
