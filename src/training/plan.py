@@ -37,7 +37,7 @@ from src.training.assemble import (
     sampler_of,
 )
 from src.training.memory import Memory, parameter_count, training_memory
-from src.training.run import sft_base
+from src.training.run import planned_directory, sft_base
 from src.training.rundir import refuse_other_configuration
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -215,7 +215,7 @@ def plan_of(config: TrainConfig) -> Plan:
     parameters = parameter_count(model, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
-        directory=run_directory(config, "" if base is None else config_hash(base)),
+        directory=planned_directory(config),
         recipe=recipe if recipe_exists(recipe) else None,
         needs=objective.needs,
         exact=tokenizer is not None,

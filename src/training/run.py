@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils import logging as transformers_logging
 
 from src.config import STOPPED, TrainConfig, compose_train, config_hash, run_directory
 from src.data.pairset import PairSet
@@ -59,7 +58,7 @@ def train(config: TrainConfig) -> int:
     refuse_missing_device(config.engine.device)
     base_config = sft_base(config)
     base_hash = "" if base_config is None else config_hash(base_config)
-    directory = run_directory(config, base_hash)
+    directory = planned_directory(config)
     refuse_other_configuration(directory, config_hash(config, base_hash))
     if read_status(directory).get("state") == "finished":
         say(f"finished already: {directory}")
@@ -71,22 +70,20 @@ def train(config: TrainConfig) -> int:
         return train_in(directory, config, objective, base)
 
 
+def planned_directory(config: TrainConfig) -> Path:
+    """Where the run of ``config`` lives, or will live."""
+    base = sft_base(config)
+    return run_directory(config, "" if base is None else config_hash(base))
+
+
 def sft_base(config: TrainConfig) -> TrainConfig | None:
     """Configuration of the SFT run that ``model.init=sft`` starts from: same model and data, own recipe and seed."""
     if config.model.init != "sft":
         return None
     start = "scratch" if config.model.path is None else "pretrained"
-    base = compose_train(
-        [
-            "method=sft",
-            f"model={config.model.name}",
-            f"dataset={config.dataset.name}",
-            f"debug={'smoke' if config.debug.name == 'smoke' else 'none'}",
-        ]
-    )
-    OmegaConf.set_readonly(cast(DictConfig, base), False)
-    merged = OmegaConf.merge(
-        base,
+    debug = "smoke" if config.debug.name == "smoke" else "none"
+    return compose_train(
+        ["method=sft", f"model={config.model.name}", f"dataset={config.dataset.name}", f"debug={debug}"],
         {
             "model": {**plain(config.model), "init": start},
             "dataset": plain(config.dataset),
@@ -96,8 +93,6 @@ def sft_base(config: TrainConfig) -> TrainConfig | None:
             "cache_root": config.cache_root,
         },
     )
-    OmegaConf.set_readonly(merged, True)
-    return cast(TrainConfig, merged)
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -130,7 +125,6 @@ def refuse_stale_base(directory: Path, config: TrainConfig) -> None:
 
 def train_in(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> int:
     """Train in ``directory``, which this process owns; status.json follows every turn."""
-    cast(Any, transformers_logging).disable_progress_bar()
     say(f"run directory: {directory}")
     status = Status(directory, config_hash(config, base.config_hash))
     OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
@@ -160,7 +154,10 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     """Data, model, reference log-probs and engine of a run, ready to start."""
     source = build_source(config)
     tokenizer = build_tokenizer(config, source)
-    data = prepare_data(config, build_template(config, tokenizer), source, objective)
+    template = build_template(config, tokenizer)
+    data = prepare_data(config, template, source, objective)
+    # what is saved with the weights must render prompts as they were trained on
+    tokenizer.chat_template = template.text.source
     write_json(directory / "manifest.json", data.manifest)
     sampler = sampler_of(config, len(data.train))
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
