@@ -288,11 +288,6 @@ def model_problems(config: TrainConfig) -> list[str]:
         problems.append(
             f"model.revision={model.revision} would not be read without model.path; set that, or leave it out"
         )
-    if model.init != "sft" and model.sft_seed != 0:
-        problems.append(
-            f"model.sft_seed={model.sft_seed} would not be read, since model.init={model.init} starts from no SFT run; "
-            "leave it out, or write model.init=sft"
-        )
     if model.init == "pretrained" and model.path is None:
         problems.append("model.init=pretrained needs model.path: a hub id or a directory written by save_pretrained")
     elif model.path is None and not model.architecture:

@@ -98,6 +98,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     find(lambda: refuse_unknown_parts(ready))
     find(lambda: refuse_unknown_recipe(ready))
     find(lambda: refuse_unread_architecture(ready))
+    find(lambda: refuse_unread_seed(ready))
     find(lambda: build_noise(ready))
     find(lambda: check_best_metric(ready))
     find(lambda: refuse_missing_device(ready.engine.device))
@@ -175,6 +176,15 @@ def refuse_unread_architecture(config: TrainConfig) -> None:
         hint = f"; did you mean {close[0]}?" if close else "; remove it"
         raise UserError(
             f"model.architecture.{unread[0]}={values[unread[0]]} is read by no {kind} model of transformers{hint}"
+        )
+
+
+def refuse_unread_seed(config: TrainConfig) -> None:
+    """Raise ``UserError`` for a seed of the SFT base where there is no such base."""
+    if config.model.init != "sft" and config.model.sft_seed != 0:
+        raise UserError(
+            f"model.sft_seed={config.model.sft_seed} would not be read, since model.init={config.model.init} starts "
+            "from no SFT run; leave it out, or write model.init=sft"
         )
 
 
