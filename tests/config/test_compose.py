@@ -1,0 +1,186 @@
+"""The configuration tree: every file composes, names agree, and what decides where a run lives."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from src.cli import register_schemas
+from src.config import CONF, NOT_HASHED, ROOT, TrainConfig, compose_train, config_hash, run_directory, training_problems
+
+FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "local")
+LEAST = {
+    "model": 10,
+    "method": 4,
+    "dataset": 5,
+    "noise": 2,
+    "recipe": 24,
+    "engine": 1,
+    "logging": 3,
+    "debug": 3,
+    "selection": 2,
+}
+"""Groups and how many options each has at least."""
+
+REQUIRED = {"local": ["dataset.source.path"], "scored_responses": ["dataset.source.path"]}
+"""What a data set cannot know and the user must give."""
+
+
+def composed(*overrides: str) -> DictConfig:
+    register_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def choice_of(path: Path) -> list[str]:
+    """The overrides that choose a file of a group."""
+    group, option = path.parent.name, path.stem
+    if group == "recipe":
+        method, model = option.split("__")
+        return [f"method={method}", f"model={model}"]
+    return [f"{'selection@checkpoint' if group == 'selection' else group}={option}"]
+
+
+def test_groups_have_their_options() -> None:
+    found = {group: sum(path.parent.name == group for path in FILES) for group in {path.parent.name for path in FILES}}
+    assert found.keys() == LEAST.keys()
+    assert [f"{group}: {count}" for group, count in found.items() if count < LEAST[group]] == []
+    assert {path.stem for path in CONF.glob("*.yaml")} == {"train", "ranking", "report"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_of_every_group_composes(path: Path) -> None:
+    config = composed(*choice_of(path))
+    required = REQUIRED.get(path.stem, []) if path.parent.name == "dataset" else []
+    assert [str(key) for key in OmegaConf.missing_keys(config)] == required
+    problems = training_problems(config)
+    assert len(problems) == len(required), problems
+    assert all(key in problem for key, problem in zip(required, problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name in ("model", "method", "dataset", "debug")],
+    ids=lambda path: path.stem,
+)
+def test_a_file_calls_itself_by_its_name(path: Path) -> None:
+    assert composed(*choice_of(path))[path.parent.name].name == path.stem
+
+
+def test_a_mirror_calls_itself_by_its_name() -> None:
+    for path in FILES:
+        if path.parent.name == "logging":
+            assert composed(*choice_of(path)).logging.backend == path.stem
+
+
+@pytest.mark.parametrize("program", ["ranking", "report"])
+def test_other_programs_compose(program: str) -> None:
+    register_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(program)
+    assert OmegaConf.missing_keys(config) == ({"checkpoint"} if program == "ranking" else set())
+
+
+def test_local_settings_come_after_recipes_and_before_the_command_line() -> None:
+    """conf/local/default.yaml is this machine's and need not be there."""
+    defaults = [
+        str(next(iter(entry)))
+        for entry in OmegaConf.load(CONF / "train.yaml").defaults
+        if isinstance(entry, DictConfig)
+    ]
+    assert defaults.index("optional local") > defaults.index("optional recipe") > defaults.index("method")
+    assert "conf/local" in (ROOT / ".gitignore").read_text()
+
+
+# --- hash and run directory -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return compose_train(["method=amapo", "model=tiny"])
+
+
+def changed(config: TrainConfig, key: str, value: Any) -> TrainConfig:
+    """A copy with another value, checked by the schema."""
+    other = cast(DictConfig, copy.deepcopy(config))
+    OmegaConf.set_readonly(other, False)
+    OmegaConf.update(other, key, value, force_add=True)
+    return cast(TrainConfig, other)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output_root", "elsewhere"),
+        ("cache_root", "elsewhere"),
+        ("run_dir", "elsewhere"),
+        ("logging.backend", "wandb"),
+        ("logging.project", "other"),
+        ("debug.traceback", True),
+    ],
+)
+def test_hash_ignores_where_and_how_a_run_is_shown(config: TrainConfig, key: str, value: Any) -> None:
+    assert config_hash(changed(config, key, value)) == config_hash(config)
+
+
+def test_every_other_value_changes_the_hash(config: TrainConfig) -> None:
+    plain = OmegaConf.to_container(cast(DictConfig, config), resolve=True)
+    seen = {config_hash(config)}
+    for key, value in leaves(plain):
+        if key.split(".")[0] in NOT_HASHED or key == "debug.traceback":
+            continue
+        another: Any = "x"
+        if isinstance(value, bool):
+            another = not value
+        elif isinstance(value, (int, float)):
+            another = value + 1
+        elif isinstance(value, list):
+            another = [*value, "<|other|>"]
+        elif value is None:
+            another = "x" if key.startswith("model.") else 7
+        other = config_hash(changed(config, key, another))
+        assert other not in seen, key
+        seen.add(other)
+    assert len(seen) > 60
+
+
+def test_run_directory_names_what_is_run(config: TrainConfig) -> None:
+    assert run_directory(config) == Path("runs") / f"amapo__tiny__toy__s0__{config_hash(config)}"
+    assert run_directory(changed(config, "seed", 3)).name.startswith("amapo__tiny__toy__s3__")
+    assert (
+        run_directory(changed(config, "output_root", "/data/runs")) == Path("/data/runs") / run_directory(config).name
+    )
+    assert run_directory(changed(config, "run_dir", "/my/run")) == Path("/my/run")
+
+
+def test_run_directory_depends_on_the_sft_base(config: TrainConfig) -> None:
+    assert len({run_directory(config, base) for base in ("", "0123456789", "1234567890")}) == 3
+
+
+def test_run_directory_is_a_function_of_the_configuration_alone(config: TrainConfig) -> None:
+    """Not of the order of overrides, of spelling, of the working directory or of the process."""
+    one = compose_train(["method=simpo", "model=tiny", "training.learning_rate=0.001", "seed=2"])
+    two = compose_train(["seed=2", "training.learning_rate=1e-3", "method=simpo"])
+    assert run_directory(one) == run_directory(two)
+    code = "from src.config import *; print(run_directory(compose_train(['method=amapo', 'model=tiny'])))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+        cwd="/", env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(run_directory(config)), done.stderr
