@@ -20,6 +20,7 @@ def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: in
     ``path`` overrides ``model.path`` (the supervised base of a preference run); without any path the architecture is
     built with weights drawn from ``seed``. Raises ``UserError`` when weights cannot be had or do not fit.
     """
+    silence_transformers()
     model = read_model(config, path) if path else model_from_scratch(config, vocabulary, seed)
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
@@ -63,9 +64,6 @@ def architecture_only(architecture: PretrainedConfig, **options: Any) -> PreTrai
 def read_model(config: ModelConfig, path: str) -> PreTrainedModel:
     """Weights from a directory or a hub id; the message of a failure says what to put in ``model.path``."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    cast(Any, logging).disable_progress_bar()
     revision = config.revision if path == config.path else None
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -79,6 +77,13 @@ def read_model(config: ModelConfig, path: str) -> PreTrainedModel:
             "Put a directory written by save_pretrained in model.path"
         ) from error
     return model
+
+
+def silence_transformers() -> None:
+    """No progress bars for reading and writing weights: a run has its own."""
+    from transformers.utils import logging
+
+    cast(Any, logging).disable_progress_bar()
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
