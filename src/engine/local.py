@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_model
 from torch import Tensor
@@ -31,6 +32,8 @@ class LocalEngine:
         self, model: PreTrainedModel, config: TrainingConfig, total_steps: int, device: str, dtype: str
     ) -> None:
         refuse_missing_device(device)
+        # accelerate keeps its settings per process; the next run of a sweep may want others
+        AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no")
         if self.accelerator.distributed_type is not DistributedType.NO:
             raise UserError(

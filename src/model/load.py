@@ -30,7 +30,7 @@ def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: in
             "set model.tokenizer to the one the model was trained with"
         )
     if config.gradient_checkpointing:
-        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
     # train() would switch dropout on, which no method here wants; only checkpointing looks at the flag
     disable_dropout(model)
