@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import STOPPED, TrainConfig, compose_train, config_hash, run_directory
@@ -152,6 +153,7 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
 
 def assemble(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> Loop:
     """Data, model, reference log-probs and engine of a run, ready to start."""
+    set_seed(config.seed)
     source = build_source(config)
     tokenizer = build_tokenizer(config, source)
     template = build_template(config, tokenizer)
