@@ -24,13 +24,25 @@ def main(config: DictConfig) -> int:
     if problems := problems_of(config, RankingConfig):
         raise Problems(problems)
     from src.evaluation.records import write_record
-    from src.reporting.console import print_records
 
     record = rank(cast(RankingConfig, config))
     path = write_record(Path(config.records_root), record)
-    print_records([record])
-    print(f"record: {path}")
+    print(
+        "\n".join([f"{record.run.directory} ({record.run.checkpoint}, {config.split})", *lines_of(record), str(path)])
+    )
     return 0
+
+
+def lines_of(record: Record) -> list[str]:
+    """One line per metric: value, 95 % interval and count, or why there is none."""
+    lines = []
+    for name, metric in record.metrics.items():
+        if metric["value"] is None:
+            lines.append(f"  {name:32s} — ({metric.get('reason', 'no value')})")
+            continue
+        interval = "" if metric["low"] is None else f"  [{metric['low']:.4g}, {metric['high']:.4g}]"
+        lines.append(f"  {name:32s} {metric['value']:.4g}{interval}  n={metric['n']}")
+    return lines
 
 
 def rank(config: RankingConfig) -> Record:
