@@ -148,6 +148,9 @@ def in_our_words(error: BaseException, config_name: str) -> str:
         )
     if match := re.search(r"^(\S+) appears more than once", text):
         return f"{match.group(1)} is chosen twice; write {match.group(1)}=NAME once, without a +"
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        given = next((a.lstrip("+") for a in sys.argv[1:] if a.startswith(f"+{match.group(1)}=")), match.group(1))
+        return f"{match.group(1)} exists already; write {given} without a +"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):

@@ -16,6 +16,8 @@ from tests.entry import Outcome, call, refused
 from tests.support import SMALL_DATA, SMALL_MODEL, SMALL_RUN, places
 
 PREFLIGHT, TRAIN, RANKING = "src.preflight", "src.train", "src.evaluation.ranking"
+FEW = ("dataset.source.prompts=20",)
+"""A refused preflight reads all data, to list its problems too: let that be little."""
 
 
 def assert_says(message: str, *fragments: str) -> None:
@@ -52,6 +54,7 @@ def assert_says(message: str, *fragments: str) -> None:
         ("recipe=null", ("recipe=null is no choice of recipe", "to compose without a recipe, write ~recipe")),
         ("~model", ("~model leaves the run without a model; choose one: model=NAME",)),
         ("+model=tiny", ("model is chosen twice; write model=NAME once, without a +",)),
+        ("+seed=1", ("seed exists already; write seed=1 without a +",)),
         ("method", ("method cannot be read; write key=value",)),
         ("training={", ("training={ cannot be read; write key=value", "in quotes")),
         ("seed=0,1", ("seed=0,1 gives several values: add -m", "'seed=[0,1]'")),
@@ -77,7 +80,6 @@ def test_gamma_below_a_part_is_ambiguous_too() -> None:
 @pytest.mark.parametrize(
     ("overrides", "fragments"),
     [
-        (["dataset=local"], ["dataset.source.path has no value; set it on the command line: dataset.source.path=..."]),
         (["model.init=pretrained"], ["model.init=pretrained needs model.path: a hub id or a directory"]),
         (["training.global_batch_size=32", "training.micro_batch_size=5"],
          ["training.global_batch_size=32 cannot be cut into micro-batches of training.micro_batch_size=5",
@@ -96,7 +98,7 @@ def test_gamma_below_a_part_is_ambiguous_too() -> None:
     ],
 )  # fmt: skip
 def test_values_that_cannot_work(overrides: list[str], fragments: list[str]) -> None:
-    assert_says(refused(PREFLIGHT, *overrides), "1 problem found", *fragments)
+    assert_says(refused(PREFLIGHT, *FEW, *overrides), "1 problem found", *fragments)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_values_that_cannot_work(overrides: list[str], fragments: list[str]) -> 
     ],
 )  # fmt: skip
 def test_keys_that_nothing_would_read(overrides: list[str], fragments: list[str]) -> None:
-    assert_says(refused(PREFLIGHT, *overrides), "1 problem found", *fragments)
+    assert_says(refused(PREFLIGHT, *FEW, *overrides), "1 problem found", *fragments)
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -143,6 +145,14 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     said = ("micro_batch_size=5", "max_prompt_length=4000", "method.foo", "method.reward.beta", "method.target.beta")
     places_and_names = ("noise.rate", "best_metric=accuracy", f"run_dir={tmp_path}", f"cache_root={tmp_path}")
     assert_says(message, *said, *places_and_names)
+
+
+def test_missing_value() -> None:
+    message = refused(TRAIN, "dataset=local")
+    assert message == (
+        "error: 1 problem found:\n"
+        "  1. dataset.source.path has no value; set it on the command line: dataset.source.path=...\n"
+    )
 
 
 def test_a_missing_path_does_not_hide_other_problems() -> None:
@@ -220,18 +230,25 @@ LIMITS = ("dataset.max_length=64", "dataset.max_prompt_length=32")
          ["no record of the data can be used", "2 × empty response, 1 × identical responses", "check dataset.source"]),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("program", [PREFLIGHT, TRAIN])
 def test_data_that_cannot_be_used(
-    program: str, name: str, content: bytes, fragments: list[str], with_data: Callable[..., list[str]]
+    name: str, content: bytes, fragments: list[str], with_data: Callable[..., list[str]]
 ) -> None:
-    assert_says(refused_after_run_directory(program, with_data(content, name=name)), *fragments)
+    assert_says(refused(PREFLIGHT, *with_data(content, name=name)), *fragments)
 
 
-def refused_after_run_directory(program: str, overrides: list[str]) -> str:
-    """The message; training may have said where it would write before it read the data."""
-    message = refused(program, *overrides)
-    said, _, error = message.rpartition("error: ")
-    assert said == "" or (program == TRAIN and said.startswith("run directory: ") and said.count("\n") == 1)
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [(lines(*GOOD) + b"{\n", "pairs.jsonl:31: not valid JSON"), (lines(pair(0, chosen="")), "1 × empty response")],
+)
+def test_training_says_the_same(content: bytes, fragment: str, with_data: Callable[..., list[str]]) -> None:
+    assert_says(refused_after_run_directory(with_data(content)), fragment)
+
+
+def refused_after_run_directory(overrides: list[str]) -> str:
+    """The message of a run that had said where it would write before it read the data."""
+    said, _, error = refused(TRAIN, *overrides).rpartition("error: ")
+    assert said.startswith("run directory: ")
+    assert said.count("\n") == 1
     return error
 
 
@@ -343,7 +360,7 @@ def test_run_directory_of_another_configuration(program: str, finished: Path) ->
 def test_checkpoint_of_another_configuration(interrupted: Path, finished: Path) -> None:
     """Found by the checkpoint itself where status.json is lost."""
     (interrupted / "status.json").unlink()
-    message = refused_after_run_directory(TRAIN, small(finished, f"run_dir={interrupted}", "method.beta=7"))
+    message = refused_after_run_directory(small(finished, f"run_dir={interrupted}", "method.beta=7"))
     assert_says(
         message, "checkpoints/step-", "was written by configuration", "use another run_dir, or the configuration in"
     )
@@ -352,7 +369,7 @@ def test_checkpoint_of_another_configuration(interrupted: Path, finished: Path) 
 def test_half_written_checkpoint_is_not_resumed_from(interrupted: Path, finished: Path) -> None:
     last = interrupted / "checkpoints" / "last"
     (last / "COMPLETED").unlink()
-    message = refused_after_run_directory(TRAIN, small(finished, f"run_dir={interrupted}"))
+    message = refused_after_run_directory(small(finished, f"run_dir={interrupted}"))
     assert_says(
         message, f"{last} is a half-written checkpoint (it has no COMPLETED file)", "remove it and run the command"
     )

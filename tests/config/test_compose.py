@@ -30,6 +30,9 @@ LEAST = {
 }
 """Groups and how many options each has at least."""
 
+NAMED = {"model": "name", "method": "name", "dataset": "name", "engine": "name", "debug": "name", "logging": "backend"}
+"""Groups whose options say their own name, and by which key."""
+
 REQUIRED = {"local": ["dataset.source.path"], "scored_responses": ["dataset.source.path"]}
 """What a data set cannot know and the user must give."""
 
@@ -57,28 +60,16 @@ def test_groups_have_their_options() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_file_of_every_group_composes(path: Path) -> None:
+def test_every_file_of_every_group_composes_and_has_its_name(path: Path) -> None:
     config = composed(*choice_of(path))
-    required = REQUIRED.get(path.stem, []) if path.parent.name == "dataset" else []
+    group = path.parent.name
+    if group in NAMED:
+        assert config[group][NAMED[group]] == path.stem
+    required = REQUIRED.get(path.stem, []) if group == "dataset" else []
     assert [str(key) for key in OmegaConf.missing_keys(config)] == required
     problems = training_problems(config)
     assert len(problems) == len(required), problems
     assert all(key in problem for key, problem in zip(required, problems, strict=True))
-
-
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if path.parent.name in ("model", "method", "dataset", "debug")],
-    ids=lambda path: path.stem,
-)
-def test_a_file_calls_itself_by_its_name(path: Path) -> None:
-    assert composed(*choice_of(path))[path.parent.name].name == path.stem
-
-
-def test_a_mirror_calls_itself_by_its_name() -> None:
-    for path in FILES:
-        if path.parent.name == "logging":
-            assert composed(*choice_of(path)).logging.backend == path.stem
 
 
 @pytest.mark.parametrize("program", ["ranking", "report"])
