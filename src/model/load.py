@@ -64,6 +64,8 @@ def architecture_only(architecture: PretrainedConfig, **options: Any) -> PreTrai
 def read_model(config: ModelConfig, path: str) -> PreTrainedModel:
     """Weights from a directory or a hub id; the message of a failure says what to put in ``model.path``."""
     from transformers import AutoModelForCausalLM
+
+    silence_transformers()
     revision = config.revision if path == config.path else None
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

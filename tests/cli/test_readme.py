@@ -1,0 +1,80 @@
+"""Every command of README.md runs: as printed but for places, and with runs made small."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, SMALL_MODEL, metrics, run
+
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python -m src.")
+]
+SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "training.global_batch_size=32")
+
+
+def test_readme_has_the_commands() -> None:
+    modules = {shlex.split(command)[2] for command in COMMANDS}
+    assert modules == {"src.train", "src.preflight", "src.evaluation.ranking", "src.report"}
+    assert len(COMMANDS) >= 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the names that README uses."""
+    place: Path = tmp_path_factory.mktemp("readme")
+    with gzip.open(place / "harmless-base.jsonl.gz", "wt") as file:
+        for index in range(80):
+            start = f"\n\nHuman: question {index}?\n\nAssistant:"
+            file.write(json.dumps({"chosen": f"{start} yes {index}", "rejected": f"{start} no {index}"}) + "\n")
+    with gzip.open(place / "responses.jsonl.gz", "wt") as file:
+        for index in range(80):
+            responses = [
+                {"model": name, "text": f"{name} {index}", "score": score} for name, score in (("a", 1), ("b", 2))
+            ]
+            file.write(json.dumps({"prompt_id": index, "prompt": f"question {index}?", "responses": responses}) + "\n")
+    return place
+
+
+def overrides_for(module: str, folder: Path) -> list[str]:
+    """What keeps a command small and inside ``folder``."""
+    if module in ("src.train", "src.preflight"):
+        return [*SMALL_TRAINING, f"output_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
+    if module == "src.report":
+        return [f"runs={folder / 'runs'}", f"records={folder / 'records'}", f"output={folder / 'report'}"]
+    return [f"records_root={folder / 'records'}"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, folder: Path) -> None:
+    _, _, module, *arguments = shlex.split(command)
+    arguments = [re.sub(r"=(\w[\w-]*\.jsonl\.gz)$", rf"={folder}/\1", argument) for argument in arguments]
+    if "checkpoint=RUN" in arguments:
+        made = sorted((folder / "runs").glob("simpo__*"))
+        if not made:
+            assert run("src.train", "method=simpo", *SMALL_MODEL, *overrides_for("src.train", folder)).returncode == 0
+            made = sorted((folder / "runs").glob("simpo__*"))
+        arguments = [f"checkpoint={made[0]}" if argument == "checkpoint=RUN" else argument for argument in arguments]
+    small = list(SMALL_MODEL) if module == "src.train" and "model=llama3_8b_base" not in arguments else []
+    if "-m" in arguments:
+        small.append("dataset.source.prompts=100")
+    place = overrides_for(module, folder)
+    if "-m" in arguments:
+        place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]
+    done = run(module, *small, *place, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if "--cfg" in arguments:
+        assert "learning_rate" in done.stdout
+    if "-m" in arguments:
+        made = [path for path in (folder / "sweep").iterdir() if path.name.count("__") == 4]
+        assert len(made) == 12, "2 methods x 3 betas x 2 seeds"
+        assert all(len(metrics(path, "train")) == 2 for path in made)
