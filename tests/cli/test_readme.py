@@ -69,7 +69,8 @@ def test_command(command: str, folder: Path) -> None:
     place = overrides_for(module, folder)
     if "-m" in arguments:
         place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]
-    done = run(module, *small, *place, *arguments)
+    flags = [argument for argument in arguments if argument in ("-m", "--cfg", "job")]
+    done = run(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     if "--cfg" in arguments:
