@@ -69,3 +69,16 @@ def refused(program: str, *overrides: str) -> str:
     for never in ("Traceback", "Error executing job", "HYDRA_FULL_ERROR", 'File "'):
         assert never not in outcome.err
     return outcome.err
+
+
+def refused_after_run_directory(overrides: list[str]) -> str:
+    """The message of a run that had said where it would write before it read the data."""
+    said, _, error = refused("src.train", *overrides).rpartition("error: ")
+    assert said.startswith("run directory: ")
+    assert said.count("\n") == 1
+    return error
+
+
+def assert_says(message: str, *fragments: str) -> None:
+    for fragment in fragments:
+        assert fragment in message, f"{fragment!r} is not in {message!r}"
