@@ -50,7 +50,6 @@ class ModelConfig:
     dtype: str = one_of("float32", "bfloat16")
     attention: str = one_of("sdpa", "eager", "flash_attention_2")
     gradient_checkpointing: bool = False
-    trainable: str = one_of("all")
     sft_seed: int = 0
     architecture: dict[str, Any] = field(default_factory=dict)
 

@@ -10,7 +10,8 @@ from src.cli import entry_point
 
 
 def main(config: DictConfig) -> int:
-    from src.training.plan import checked, plan_of
+    from src.training.checks import checked
+    from src.training.plan import plan_of
     from src.training.plan_text import print_plan
 
     print_plan(plan_of(checked(config, strict=False)), sys.argv[1:])

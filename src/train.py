@@ -9,7 +9,7 @@ from src.cli import entry_point
 
 def main(config: DictConfig) -> int:
     # late: torch and transformers take seconds to import, and --help and --cfg need neither
-    from src.training.plan import checked
+    from src.training.checks import checked
     from src.training.run import train
 
     return train(checked(config, strict=True))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from src.build import plain
 from src.config import ModelConfig
 from src.errors import UserError
 
@@ -42,7 +43,7 @@ def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTr
     """A model with the architecture's values and ``vocabulary`` tokens; weights depend on ``seed`` alone."""
     from transformers import AutoConfig
 
-    values: dict[str, Any] = {str(key): value for key, value in config.architecture.items()}
+    values = architecture_values(config)
     values["vocab_size"] = vocabulary
     try:
         architecture = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -50,6 +51,11 @@ def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTr
         raise UserError(f"model.architecture cannot be built: {error}; give model_type and its values") from error
     torch.manual_seed(seed)
     return architecture_only(architecture, dtype=torch.float32, attn_implementation=config.attention)
+
+
+def architecture_values(config: ModelConfig) -> dict[str, Any]:
+    """``model.architecture`` as plain data."""
+    return {str(key): plain(value) for key, value in config.architecture.items()}
 
 
 def architecture_only(architecture: PretrainedConfig, **options: Any) -> PreTrainedModel:

@@ -105,10 +105,13 @@ class Checkpoints:
     def resume(self, engine: Engine) -> Progress | None:
         """Load ``last`` into the engine; ``None`` when there is none; ``UserError`` when it cannot be trusted."""
         last = self.directory / "last"
-        if not last.is_symlink() and not last.exists():
+        if last.exists():
+            checkpoint = completed(last)
+        elif whole := sorted(mark.parent for mark in self.directory.glob(f"step-*/{MARK}")):
+            checkpoint = whole[-1]
+        else:
             shutil.rmtree(self.directory, ignore_errors=True)
             return None
-        checkpoint = completed(last)
         saved = read_state(checkpoint)
         self.refuse_other_identity(checkpoint, saved["identity"])
         engine.load(checkpoint / "model", saved["engine"])
@@ -137,7 +140,7 @@ def completed(path: Path) -> Path:
     if not (resolved / MARK).exists():
         raise UserError(
             f"{path} is a half-written checkpoint (it has no {MARK} file), so its weights cannot be trusted; "
-            "remove it and run the command again: it continues from the last whole one or from the start"
+            f"remove {resolved} and run the command again: it continues from the last whole one or from the start"
         )
     return resolved
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -36,9 +35,9 @@ def parameter_count(config: ModelConfig, vocabulary: int | None) -> int:
     """Parameters of ``model.architecture``, tied ones once, with ``vocabulary`` tokens if given; makes no weights."""
     from transformers import AutoConfig
 
-    from src.model.load import architecture_only
+    from src.model.load import architecture_only, architecture_values
 
-    values: dict[str, Any] = {str(key): value for key, value in config.architecture.items()}
+    values = architecture_values(config)
     if not values:
         raise UserError(f"model={config.name} gives no model.architecture, from which memory is estimated; add it")
     if config.path is None and vocabulary is not None:

@@ -1,44 +1,31 @@
-"""Everything that can fail, before a model is loaded, and what a run is going to do."""
+"""What a run is going to do, from its configuration and its data alone."""
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import os
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from src.build import build, plain
-from src.config import CONF, ModelConfig, TrainConfig, config_hash, frozen, gaps, run_directory, training_problems
+from src.config import TrainConfig, run_directory
 from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
-from src.engine.local import refuse_missing_device
-from src.errors import Problems, UserError
+from src.errors import UserError
 from src.objective.types import Needs
 from src.training.assemble import (
-    PARTS,
-    build_noise,
     build_objective,
     build_source,
     build_template,
     build_tokenizer,
-    check_best_metric,
     prepare_data,
     sampler_of,
 )
+from src.training.checks import chosen_recipe, recipe_exists
 from src.training.memory import Memory, parameter_count, training_memory
 from src.training.run import planned_directory, sft_base
-from src.training.rundir import refuse_other_configuration
 
 CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for English, used only where no tokenizer is at hand."""
@@ -74,144 +61,6 @@ class Plan:
     notes: list[str]
 
 
-def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
-    """The frozen configuration; raises ``Problems`` that list everything found wrong.
-
-    ``strict``: weights and tokenizer must be at hand too, as training needs them.
-    """
-    problems = training_problems(config)
-    if gaps(config):
-        raise Problems(problems)
-    ready = frozen(config)
-
-    def find(check: Callable[[], Any]) -> Any:
-        try:
-            return check()
-        except Problems as error:
-            problems.extend(error.problems)
-        except UserError as error:
-            problems.append(str(error))
-        return None
-
-    for name in (part for part in PARTS if part in ready.method):
-        find(partial(build, ready.method[name], f"method.{name}"))
-    find(lambda: refuse_unknown_parts(ready))
-    find(lambda: refuse_unknown_recipe(ready))
-    find(lambda: refuse_unread_architecture(ready))
-    find(lambda: refuse_unread_seed(ready))
-    find(lambda: build_noise(ready))
-    find(lambda: check_best_metric(ready))
-    find(lambda: refuse_missing_device(ready.engine.device))
-    find(
-        lambda: refuse_unwritable(
-            Path(ready.run_dir or ready.output_root), "run_dir" if ready.run_dir else "output_root"
-        )
-    )
-    find(lambda: refuse_foreign_run(ready))
-    find(lambda: refuse_unwritable(Path(ready.cache_root), "cache_root"))
-    find(lambda: refuse_missing_logger(ready))
-    source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
-    if source is not None:
-        if strict and (ready.model.tokenizer or ready.model.path) is not None:
-            find(lambda: build_tokenizer(ready, source))
-        # one record says whether there is data at all; where the run is refused anyway, name its bad records too
-        find(lambda: deque(islice(source.pairs(), None if problems and not strict else 1), maxlen=0))
-    if problems:
-        raise Problems(list(dict.fromkeys(problems)))
-    return ready
-
-
-def refuse_unknown_parts(config: TrainConfig) -> None:
-    """Raise ``UserError`` when the method lacks a part, or has one that nothing reads."""
-    given = [str(name) for name, value in config.method.items() if isinstance(value, Mapping)]
-    if missing := [name for name in PARTS if name not in given]:
-        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
-    if unread := [name for name in given if name not in PARTS]:
-        raise UserError(
-            f"method.{unread[0]} is no part of a method, so it would change nothing; remove it, parts are: "
-            + ", ".join(PARTS)
-        )
-
-
-def refuse_unknown_recipe(config: TrainConfig) -> None:
-    """Raise ``UserError`` when the command line names a recipe that does not exist."""
-    recipe = chosen_recipe(config)
-    if recipe not in (None, usual_recipe(config)) and not recipe_exists(recipe):
-        known = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
-        close = difflib.get_close_matches(str(recipe), known, n=1)
-        hint = f"; did you mean recipe={close[0]}?" if close else "."
-        raise UserError(f"recipe={recipe} does not exist{hint} Choose one of: {', '.join(known)}")
-
-
-def usual_recipe(config: TrainConfig) -> str:
-    """The recipe that is taken when the command line names none, if there is one."""
-    return f"{config.method['name']}__{config.model.name}"
-
-
-def chosen_recipe(config: TrainConfig) -> str | None:
-    """The recipe that was composed, whether it exists or not; ``None`` for recipe=null."""
-    if not HydraConfig.initialized():
-        return usual_recipe(config)
-    choice = HydraConfig.get().runtime.choices.get("recipe")
-    return None if choice is None else str(choice)
-
-
-def recipe_exists(recipe: str | None) -> bool:
-    return (CONF / "recipe" / f"{recipe}.yaml").exists()
-
-
-def refuse_unread_architecture(config: TrainConfig) -> None:
-    """Raise ``UserError`` for a value of ``model.architecture`` that its transformers configuration does not have."""
-    values = plain(config.model.architecture)
-    kind = values.pop("model_type", None)
-    if kind is None:
-        raise UserError(f"model.architecture of model={config.model.name} names no model_type; give one, such as llama")
-    if kind not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; give one that it has, such as llama"
-        raise UserError(f"model.architecture.model_type={kind} is unknown to transformers{hint}")
-    defaults = AutoConfig.for_model(kind)
-    if unread := [name for name in values if not hasattr(defaults, name)]:
-        close = difflib.get_close_matches(unread[0], vars(defaults), n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; remove it"
-        raise UserError(
-            f"model.architecture.{unread[0]}={values[unread[0]]} is read by no {kind} model of transformers{hint}"
-        )
-
-
-def refuse_unread_seed(config: TrainConfig) -> None:
-    """Raise ``UserError`` for a seed of the SFT base where there is no such base."""
-    if config.model.init != "sft" and config.model.sft_seed != 0:
-        raise UserError(
-            f"model.sft_seed={config.model.sft_seed} would not be read, since model.init={config.model.init} starts "
-            "from no SFT run; leave it out, or write model.init=sft"
-        )
-
-
-def refuse_unwritable(path: Path, key: str) -> None:
-    """Raise ``UserError`` when ``path`` is no directory and none can be made there."""
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        why = "is not a directory" if not existing.is_dir() else "may not be written"
-        raise UserError(f"{key}={path} cannot be made: {existing} {why}; set {key} to a place where you may write")
-
-
-def refuse_foreign_run(config: TrainConfig) -> None:
-    """Raise ``UserError`` when ``run_dir`` holds the run of another configuration."""
-    if config.run_dir is not None:
-        base = sft_base(config)
-        base_hash = "" if base is None else config_hash(base)
-        refuse_other_configuration(Path(config.run_dir), config_hash(config, base_hash))
-
-
-def refuse_missing_logger(config: TrainConfig) -> None:
-    """Raise ``UserError`` when a mirror of the metrics is asked for whose package is absent."""
-    if config.logging.backend != "none" and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"logging={config.logging.backend} needs the package wandb; pip install it, or use logging=none"
-        )
-
-
 def plan_of(config: TrainConfig) -> Plan:
     """The plan of a checked configuration; prepares the data when there is a tokenizer (training then reuses it)."""
     objective = build_objective(config)
@@ -220,9 +69,7 @@ def plan_of(config: TrainConfig) -> Plan:
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
-    # as plain data: transformers refuses a configuration node inside its architecture
-    model = cast(ModelConfig, OmegaConf.to_object(cast(DictConfig, config.model)))
-    parameters = parameter_count(model, None if tokenizer is None else len(tokenizer))
+    parameters = parameter_count(config.model, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
         directory=planned_directory(config),

@@ -44,6 +44,10 @@ REFERENCE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference, nats per token, between reference and untrained policy."""
 
 
+ENGINES = {"single": LocalEngine}
+"""What ``engine.name`` may be."""
+
+
 @dataclass(frozen=True)
 class Base:
     """What a run starts from: the configuration hash of its SFT run ("" without one) and its weights, if any."""
@@ -164,7 +168,7 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     sampler = sampler_of(config, len(data.train))
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
     model = build_model(config.model, base.model_path or config.model.path, len(tokenizer), config.seed)
-    engine = LocalEngine(model, config.training, total_steps, config.engine.device, config.model.dtype)
+    engine = ENGINES[config.engine.name](model, config.training, total_steps, config.engine.device, config.model.dtype)
     batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
     loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
     if objective.needs.reference:

@@ -16,8 +16,6 @@ from src.config import CONF, ROOT, SCHEMAS, TrainConfig, constants_of, unread_co
 READERS = sorted(path for path in (ROOT / "src").rglob("*.py") if path.name != "config.py")
 ELSEWHERE = {
     ("debug", "traceback"): "src/cli.py reads it from a configuration of any program, by its dotted name",
-    ("engine", "name"): "chooses the file of conf/engine; one engine exists",
-    ("model", "trainable"): "checked by the schema; 'all' is the only choice",
 }
 """Fields that are read in another way than as an attribute."""
 

@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 16, "final_logit_softcapping": 3.0, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "gpt_neox": {},
 }
-EXACT = {kind: 1e-10 for kind in ARCHITECTURES} | {"gemma2": 1e-5}
+EXACT = dict.fromkeys(ARCHITECTURES, 1e-10) | {"gemma2": 1e-5}
 """Relative tolerance; Gemma-2's eager attention takes its softmax in float32 whatever the weights."""
 
 
