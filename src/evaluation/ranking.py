@@ -77,6 +77,7 @@ def trained_config(directory: Path) -> TrainConfig:
 def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
     """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
     from src.data.tokenizer import load_tokenizer
+    from src.objective.types import PairInputs
     from src.training.assemble import (
         at_most,
         build_objective,
@@ -105,12 +106,16 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
     policy = log_probs(config, trained, checkpoint / "model", pairs)
     for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
         columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
-    if (initial := initial_weights(trained)) is not None:
-        reference = log_probs(config, trained, initial, pairs)
+    initial = initial_weights(trained)
+    reference = None if initial is None else log_probs(config, trained, initial, pairs)
+    if reference is not None:
         columns |= {
             "reference_chosen_sum": reference.chosen.summed.double().numpy(),
             "reference_rejected_sum": reference.rejected.summed.double().numpy(),
         }
+    if reference is not None or not objective.needs.reference:
+        chosen, rejected = objective.rewards(PairInputs(policy, reference))
+        columns |= {"chosen_reward": chosen.numpy(), "rejected_reward": rejected.numpy()}
     return columns, data.manifest["content"][config.split]
 
 

@@ -186,6 +186,8 @@ def ranking_metrics(
     rejected_sum: ArrayLike,
     chosen_tokens: ArrayLike,
     rejected_tokens: ArrayLike,
+    chosen_reward: ArrayLike | None = None,
+    rejected_reward: ArrayLike | None = None,
     reference_chosen_sum: ArrayLike | None = None,
     reference_rejected_sum: ArrayLike | None = None,
     chosen_scores: Sequence[float | None] | npt.NDArray[Any] | None = None,
@@ -197,7 +199,8 @@ def ranking_metrics(
 ) -> dict[str, Metric]:
     """Every ranking metric of a set of pairs. All arrays are [pairs]; log-probs are sums in nats over response tokens.
 
-    ``accuracy/sum``, ``accuracy/average``, ``accuracy/reference`` (log-ratio margin h > 0; its sign, and so this
+    ``accuracy/reward`` (by the rewards given, which are those of the run's own method), ``accuracy/sum``,
+    ``accuracy/average``, ``accuracy/reference`` (log-ratio margin h > 0; its sign, and so this
     metric, does not depend on beta > 0), ``spearman/{average,reference}``, ``spearman/average_eq10``,
     ``lengths/{chosen,rejected}_mean`` (tokens). With ``flipped`` pairs, each accuracy
     also as ``..._clean`` and ``..._flipped``. A missing score is None or NaN. ``min_score_gap`` > 0 keeps the pairs
@@ -208,10 +211,11 @@ def ranking_metrics(
     """
     columns = _columns(
         s_w=chosen_sum, s_l=rejected_sum, n_w=chosen_tokens, n_l=rejected_tokens,
-        q_w=reference_chosen_sum, q_l=reference_rejected_sum, c_w=chosen_scores, c_l=rejected_scores,
+        r_w=chosen_reward, r_l=rejected_reward, q_w=reference_chosen_sum, q_l=reference_rejected_sum,
+        c_w=chosen_scores, c_l=rejected_scores,
         flipped=flipped, ids=None if prompt_ids is None else _codes(prompt_ids),
     )  # fmt: skip
-    for name in ("s_w", "s_l", "q_w", "q_l"):
+    for name in ("s_w", "s_l", "q_w", "q_l", "r_w", "r_l"):
         _require_finite(columns.get(name))
     if min_score_gap > 0:
         if "c_w" not in columns:
@@ -224,6 +228,7 @@ def ranking_metrics(
 
 
 METRICS = (
+    "accuracy/reward",
     "accuracy/average",
     "accuracy/sum",
     "accuracy/reference",
@@ -247,9 +252,12 @@ def _metrics(columns: Mapping[str, Floats], seed: int) -> dict[str, Metric]:
         columns["s_l"] / np.maximum(columns["n_l"], 1.0),
     )
     rewards: dict[str, tuple[Floats, Floats]] = {"average": average, "sum": (columns["s_w"], columns["s_l"])}
+    if "r_w" in columns:
+        rewards["reward"] = (columns["r_w"], columns["r_l"])
     if "q_w" in columns:
         rewards["reference"] = (columns["s_w"] - columns["q_w"], columns["s_l"] - columns["q_l"])
     metrics = dict.fromkeys(METRICS, missing("no reference log-probs given"))
+    metrics["accuracy/reward"] = missing("no rewards given")
     flipped = columns.get("flipped", np.zeros(len(columns["s_w"]))) > 0
     for name, (chosen, rejected) in rewards.items():
         right = (chosen > rejected).astype(np.float64)
@@ -299,9 +307,9 @@ def _codes(ids: Sequence[Hashable]) -> Floats:
 def _columns(**arrays: Any) -> dict[str, Floats]:
     """The given arrays as float64 of one length; None arguments are left out, None entries become NaN."""
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}
-    for first, second in (("q_w", "q_l"), ("c_w", "c_l")):
+    for first, second in (("q_w", "q_l"), ("c_w", "c_l"), ("r_w", "r_l")):
         if (first in columns) != (second in columns):
-            raise ValueError("reference log-probs and scores must be given for chosen and rejected, or for neither")
+            raise ValueError("reference log-probs, rewards and scores are given for chosen and rejected or for neither")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"arrays of different length: {lengths}")

@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from src.evaluation.records import Record
 from src.reporting.tables import LEGEND, Table, build_tables, cell_text, title
 
-MAIN = ("accuracy/average", "accuracy/sum", "accuracy/reference", "spearman/average")
+MAIN = ("accuracy/reward", "accuracy/average", "accuracy/sum", "accuracy/reference", "spearman/average")
 """Metrics shown in the terminal; the rest is in the page and the files."""
 
 

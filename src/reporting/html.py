@@ -188,7 +188,7 @@ def _overlay(name: str, views: list[RunView], colours: dict[str, int]) -> dict[s
 def _accuracy_svg(table: Table, series: list[int], index: int) -> Markup | None:
     if not _has_accuracy(table):
         return None
-    metric = "accuracy/average"
+    metric = table.metrics[0]
     summary = "; ".join(f"{row.label} {cell_text(metric, row.cells.get(metric))}" for row in table.rows)
     label = f"Ranking accuracy on {table.title}: {summary}"
     return Markup(plots.inline_svg(plots.draw_accuracy(table, series), label, f"accuracy-{index}"))

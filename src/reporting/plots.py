@@ -181,7 +181,7 @@ def smooth(curve: Curve) -> Curve:
 
 def accuracy_axes(axes: Axes, table: Table, colours: Sequence[int]) -> None:
     """Ranking accuracy of a table's rows with intervals (± sd over seeds), one mark per kind of log-prob."""
-    kinds = {"accuracy/average": "o", "accuracy/sum": "s", "accuracy/reference": "D"}
+    kinds = {"accuracy/reward": "o", "accuracy/average": "v", "accuracy/sum": "s", "accuracy/reference": "D"}
     shown = {m: k for m, k in kinds.items() if any(_has_value(row.cells.get(m)) for row in table.rows)}
     offsets = np.linspace(-0.18, 0.18, len(shown)) if len(shown) > 1 else [0.0]
     for (metric, marker), offset in zip(shown.items(), offsets, strict=False):

@@ -19,6 +19,7 @@ from src.evaluation.statistics import METRICS
 
 HIGHER_IS_BETTER = ("accuracy/", "spearman/")  # lengths have no better end: nothing in bold
 TITLES = {
+    "accuracy/reward": "Accuracy, method's own reward",
     "accuracy/average": "Accuracy, averaged log-prob",
     "accuracy/sum": "Accuracy, summed log-prob",
     "accuracy/reference": "Accuracy, vs reference",
@@ -108,7 +109,8 @@ def build_tables(records: Iterable[Record]) -> list[Table]:
     for record in records:
         run = record.run
         settings = json.dumps(dict(record.settings), sort_keys=True)
-        key = (record.benchmark, run.dataset, run.model, run.noise, record.data.split, settings)
+        data = (record.data.split, record.data.content_hash)
+        key = (record.benchmark, run.dataset, run.model, run.noise, *data, settings)
         groups.setdefault(key, []).append(record)
     return [_table(groups[key]) for key in sorted(groups)]
 
