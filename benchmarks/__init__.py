@@ -1,0 +1,1 @@
+"""Programs that measure; what they write lies under results/."""
