@@ -33,7 +33,7 @@ PREFERENCE = {
 }
 HEAD = """# Ranking on real preference data
 
-Written by `python -m benchmarks.real_data --hh FILE --scored FILE` from the records that it measures. FILEs: Anthropic's
+Written by `python -m benchmarks.real_data --hh FILE --scored FILE` from the records it measures. FILEs: Anthropic's
 harmless-base/test.jsonl.gz (2312 pairs), and 805 instructions with the answers of 24 models and a judge's scores (best
 against worst). The tiny model, a tokenizer trained on the file, a fifth of the prompts held out; chance is 50 %.
 
