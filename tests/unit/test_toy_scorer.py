@@ -19,7 +19,7 @@ def grades(prompt: Prompt, response: str) -> tuple[float, ...]:
 LIST = ask("List three fruits except pear as bullets.")
 SORT = ask("Sort 9, 2, 14, 5 from low to high separated by commas.")
 NUMBERED = ask("Sort dog, axe, tea from Z to A as a numbered list.")
-CAPITALS = ask("Write dog, van, red in capitals.")
+SLASHES = ask("Write dog, van, red joined by slashes.")
 BRACKETS = ask("Write dog, van backwards in brackets.")
 DASHES = ask("Write dog, van, red joined by dashes.")
 SUM = ask("What is 7 + 5? Reply with the number only.")
@@ -39,9 +39,9 @@ THEN = ask("What is 7 + 5? Reply with the number only.", "12", "Now take away 2.
         (LIST, "* Apple\n* Plum\n* Fig"),
         (SORT, "2, 5, 9, 14"),
         (NUMBERED, "1. tea\n2. dog\n3. axe"),
-        (CAPITALS, "DOG VAN RED"),
-        (BRACKETS, "[van] [dog]"),
-        (DASHES, "dog-van-red"),
+        (SLASHES, "dog / van/red"),
+        (BRACKETS, "[ van ] [dog]"),
+        (DASHES, "dog - van - red"),
         (SUM, "12"),
         (EQUATION, "3 x 4 = 12"),
         (STORY, "The answer is 5 coins."),
@@ -64,17 +64,18 @@ def test_right_complete_concise_answers_get_full_marks(prompt: Prompt, response:
         (LIST, "- apple\n- dog\n- fig", (3.667, 3.667, 5, 5)),  # another category
         (LIST, "- apple\n- pear\n- fig", (3.667, 3.667, 5, 5)),  # the excluded word
         (LIST, "- apple\n- apple\n- fig", (3.667, 3.667, 5, 5)),  # said twice
-        (LIST, "- fig\n- plum\n- kiwi\n- lime\n- lemon", (5, 3.667, 5, 4.833)),  # one too many, and one no item
+        (LIST, "- fig\n- plum\n- mango\n- lime\n- lemon", (5, 3.667, 5, 4.778)),  # one too many, and one no item
         (LIST, "apple, plum, fig", (5, 5, 1, 5)),  # another layout
         (LIST, "- apple\nplum\nfig", (5, 5, 2.333, 5)),
         (SORT, "2, 9, 5, 14", (4, 5, 5, 5)),  # longest run in order: three of four
         (SORT, "2, 5 9, 14", (5, 5, 3.667, 5)),
         (SORT, "14", (5, 2, 3, 5)),
         (NUMBERED, "1. tea\n3. dog\n2. axe", (5, 5, 2.333, 5)),
-        (CAPITALS, "DOG van RED", (5, 5, 3.667, 5)),
+        (SLASHES, "dog / van red", (5, 5, 3, 5)),
+        (BRACKETS, "[ van ] dog", (5, 5, 3, 5)),
         (SUM, "13", (2.6, 2.6, 5, 5)),  # near miss
         (SUM, "40", (1, 1, 5, 5)),
-        (SUM, "7 + 5 = 12", (5, 5, 1, 4.833)),
+        (SUM, "7 + 5 = 12", (5, 5, 1, 4.778)),
         (EQUATION, "= 12", (5, 1, 3, 5)),
         (STORY, "The answer is 5.", (5, 3, 5, 5)),
         (STORY, "5", (5, 3, 1, 5)),
@@ -136,9 +137,10 @@ def test_prompts_of_another_world_are_refused(prompt: Prompt) -> None:
 
 
 def test_judge_is_symmetric_and_length_bias_turns_it() -> None:
-    short, long = "2, 5, 9, 14", "2, 5, 9, 14\n" + "I looked at each part of the question in turn. " * 3
-    assert judge_preference(SORT, short, long) > 0.8
+    short, long = "2, 5, 9, 14", "Sure, here it is:\n2, 5, 9, 14\nI looked at each part in turn.\nI hope this helps."
+    assert 0.8 < judge_preference(SORT, short, long) < 1
     assert judge_preference(SORT, short, long) + judge_preference(SORT, long, short) == pytest.approx(1)
-    assert judge_preference(SORT, short, long, length_bias=LENGTH_BIAS) < 0.4
+    assert judge_preference(SORT, short, long, length_bias=LENGTH_BIAS) < 0.5
+    assert judge_preference(SORT, short, long, length_bias=LENGTH_BIAS, temperature=0) == 0
     assert judge_preference(SORT, short, long, temperature=0) == 1
     assert judge_preference(SORT, short, short, temperature=0) == 0.5

@@ -21,7 +21,8 @@ def draw_prompt(rng: random.Random, kind: str | None = None) -> Prompt:
 def draw_follow_up(rng: random.Random, kind: str) -> str:
     """A second user turn that fits a first question of ``kind`` (list, sort or arithmetic)."""
     if kind == "arithmetic":
-        return f"Now {rng.choice(('add', 'take away'))} {rng.randint(1, 4)}. {rng.choice(list(NUMBER_LAYOUTS))}"
+        change = rng.choice(("add 1", "add 2", "add 3", "add 4", "take away 1", "take away 2"))  # never below zero
+        return f"Now {change}. {rng.choice(list(NUMBER_LAYOUTS))}"
     change = rng.choice(("the same", "in reverse order", f"only the first {COUNT_WORDS[rng.randint(1, 2)]}"))
     return f"Now {change} {rng.choice(list(LIST_LAYOUTS))}."
 

@@ -24,12 +24,27 @@ COUNT_WORDS: dict[int, str] = {count: word for word, count in COUNTS.items()}
 NAMES: tuple[str, ...] = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn")
 UNITS: tuple[str, ...] = ("books", "coins", "cards", "stones", "tickets", "pens")
 
-LEADS: tuple[str, ...] = ("Sure, here it is:", "Here you go:", "Of course:", "Thank you for asking:")
+LEADS: tuple[str, ...] = (
+    "Sure, here it is:",
+    "Here you go:",
+    "Of course:",
+    "Thank you for asking:",
+    "This is what I found:",
+    "Let me see:",
+)
 DETAILS: tuple[str, ...] = (
     "I went through it step by step.",
     "There are many ways to do this.",
     "I looked at each part in turn.",
     "It is good to check this again.",
     "This is easy to follow.",
+    "You asked for it in this form.",
+    "Some of it was not so easy.",
+    "Now you can see how it is done.",
 )
-CLOSINGS: tuple[str, ...] = ("I hope this helps.", "Let me know if you need more.")
+CLOSINGS: tuple[str, ...] = (
+    "I hope this helps.",
+    "Let me know if you need more.",
+    "Please ask again at any time.",
+    "That is all for now.",
+)

@@ -19,9 +19,10 @@ from src.data.toy.writers import ideal_answer
 
 ASPECTS = ("correctness", "completeness", "format", "concision")
 SPARE_WORDS = 2  # words above the ideal answer that cost nothing
-LONG_WINDED = 30  # words above that at which concision is lost altogether
-LENGTH_BIAS = 1.2  # points a length-loving judge gives for FULL_LENGTH characters
+LONG_WINDED = 36  # words above that at which concision is lost altogether
+LENGTH_BIAS = 0.8  # points a length-loving judge gives for FULL_LENGTH characters
 FULL_LENGTH = 120
+SEPARATORS = {"commas": " ?, ?", "dashes": " ?- ?", "slashes": " ?/ ?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,11 @@ def _grade_items(task: ItemsTask, text: str) -> tuple[float, ...] | None:
 
 def _layout_share(task: ItemsTask, text: str, found: list[tuple[str, int, int]]) -> float:
     """Share of the items (or of the gaps between them) that are in the asked layout."""
-    if task.layout in ("commas", "dashes"):
+    if task.layout in SEPARATORS:
         if len(found) == 1:
             line = next(line for line in text.splitlines() if found[0][0] in line.lower())
             return 1.0 if task.count == 1 and not re.match(r"\s*(?:[-*]|\d+[.)])\s", line) else 0.5
-        separator = re.compile(r" ?, ?" if task.layout == "commas" else "-")
+        separator = re.compile(SEPARATORS[task.layout])
         gaps = [text[left[2] : right[1]] for left, right in pairwise(found)]
         return sum(separator.fullmatch(gap) is not None for gap in gaps) / len(gaps)
     good = 0
@@ -116,10 +117,8 @@ def _layout_share(task: ItemsTask, text: str, found: list[tuple[str, int, int]])
             good += re.fullmatch(r"\s*[-*] +", line) is not None
         elif task.layout == "numbered":
             good += re.fullmatch(rf"\s*{number}[.)] +", line) is not None
-        elif task.layout == "capitals":
-            good += text[start:end].isupper()
         else:
-            good += text[max(start - 1, 0) : start] == "[" and text[end : end + 1] == "]"
+            good += re.search(r"\[ ?$", line) is not None and re.match(r" ?\]", text[end:]) is not None
     return good / len(found)
 
 

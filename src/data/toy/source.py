@@ -55,11 +55,11 @@ class ToySource:
     """
 
     seed: int = 0
-    prompts: int = 3000
+    prompts: int = 9000
     responses_per_prompt: int = 4
     pairing: str = "best_random"
-    demonstration_prompts: int = 8000
-    annotator_noise: float = 0.3
+    demonstration_prompts: int = 32000
+    annotator_noise: float = 0.15
     length_bias: float = LENGTH_BIAS
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from src.data.toy.lexicon import CATEGORIES, CATEGORY_OF, COUNTS
 from src.errors import UserError
 
 LIST_LAYOUTS = {"separated by commas": "commas", "as bullets": "bullets", "as a numbered list": "numbered"}
-REWRITE_LAYOUTS = {"in capitals": "capitals", "in brackets": "brackets", "joined by dashes": "dashes"}
+REWRITE_LAYOUTS = {"in brackets": "brackets", "joined by dashes": "dashes", "joined by slashes": "slashes"}
 NUMBER_LAYOUTS = {
     "Reply with the number only.": "number",
     "Reply with an equation.": "equation",

@@ -116,16 +116,14 @@ def _draw_number(task: NumberTask, rng: random.Random, mistake: float, omission:
 
 
 def lay_out_items(items: list[str], layout: str) -> str:
-    """Items in a layout: commas, bullets, numbered, capitals, brackets, dashes, or words ("words": plain spaces)."""
+    """Items in a layout: commas, bullets, numbered, brackets, dashes, slashes, or plain spaces ("words")."""
     if layout == "bullets":
         return "\n".join(f"- {item}" for item in items)
     if layout == "numbered":
         return "\n".join(f"{number}. {item}" for number, item in enumerate(items, 1))
-    if layout == "capitals":
-        return " ".join(items).upper()
     if layout == "brackets":
-        return " ".join(f"[{item}]" for item in items)
-    return {"commas": ", ", "dashes": "-", "words": " "}[layout].join(items)
+        return " ".join(f"[ {item} ]" for item in items)
+    return {"commas": ", ", "dashes": " - ", "slashes": " / ", "words": " "}[layout].join(items)
 
 
 def lay_out_choice(task: ChoiceTask, index: int, layout: str) -> str:
@@ -142,6 +140,6 @@ def _other_layout(task: Task, rng: random.Random) -> str:
         layouts = [
             "commas",
             "words",
-            *(("bullets", "numbered") if task.kind != "rewrite" else ("capitals", "brackets")),
+            *(("bullets", "numbered") if task.kind != "rewrite" else ("slashes", "brackets")),
         ]
     return rng.choice([layout for layout in layouts if layout != task.layout])
