@@ -18,18 +18,18 @@ METHODS = ("sft", "dpo", "simpo", "amapo")
 COMMON = (
     "model.architecture.vocab_size=2048",
     "dataset.validation_fraction=0.2",
-    "evaluation.every_steps=0",
-    "checkpoint.every_steps=0",
 )
-"""A fifth of the prompts is held out, since the files are small; the last checkpoint is the one that is ranked."""
+"""A fifth of the prompts is held out, since the files are small; the last checkpoint is the one that is ranked, so that
+nothing is chosen by the pairs it is measured on."""
 
 SOURCES = {
     "hh": ("dataset=hh_rlhf", "dataset.max_length=256", "dataset.max_prompt_length=128"),
     "scored": ("dataset=scored_responses", "dataset.max_length=384", "dataset.max_prompt_length=128"),
 }
+AT_THE_END = ("evaluation.every_steps=0", "checkpoint.every_steps=0")
 PREFERENCE = {
-    "hh": ("training.learning_rate=3e-4", "training.epochs=2"),
-    "scored": ("training.learning_rate=3e-4", "training.epochs=4"),
+    "hh": ("training.learning_rate=3e-4", "training.epochs=2", *AT_THE_END),
+    "scored": ("training.learning_rate=3e-4", "training.epochs=4", *AT_THE_END),
 }
 HEAD = """# Ranking on real preference data
 
