@@ -25,6 +25,7 @@ SMALL_DATA = ("dataset=toy", "dataset.source.prompts=80", "dataset.source.demons
 SMALL_RUN = (
     *SMALL_MODEL,
     *SMALL_DATA,
+    "~recipe",  # another calibration must not change what is tested
     "engine.device=cpu",
     "training.max_steps=8",
     "training.global_batch_size=8",

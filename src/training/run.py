@@ -56,8 +56,11 @@ class Base:
     model_path: str | None = None
 
 
-def train(config: TrainConfig) -> int:
-    """Train, resume or skip; the exit code (0 finished, 75 stopped on a signal). Raises ``UserError``."""
+def train(config: TrainConfig, *, wait: bool = False) -> int:
+    """Train, resume or skip; the exit code (0 finished, 75 stopped on a signal). Raises ``UserError``.
+
+    ``wait``: while another process trains the same configuration, wait for it instead of refusing.
+    """
     objective = build_objective(config)
     check_best_metric(config)
     refuse_missing_device(config.engine.device)
@@ -71,7 +74,9 @@ def train(config: TrainConfig) -> int:
     base = Base() if base_config is None else trained_base(base_config)
     if base is None:
         return STOPPED
-    with owned(directory):
+    with owned(directory, wait=wait):
+        if read_status(directory).get("state") == "finished":
+            return 0
         return train_in(directory, config, objective, base)
 
 
@@ -113,7 +118,7 @@ def trained_base(config: TrainConfig) -> Base | None:
         say(f"SFT base: reusing {directory}")
     else:
         say(f"SFT base: training it once, later runs reuse {directory}")
-        if train(config) != 0:
+        if train(config, wait=True) != 0:
             return None
     return Base(config_hash(config), str(directory / "checkpoints" / "best" / "model"))
 

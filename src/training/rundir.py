@@ -22,12 +22,21 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
-    """Make ``directory`` and keep other processes out of it; raises ``UserError`` when that cannot be done."""
+def owned(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make ``directory`` and keep other processes out of it, after waiting for them if ``wait``.
+
+    Raises ``UserError`` when that cannot be done.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / ".lock")
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            say(f"waiting for another process to finish {directory}")
+            lock.acquire()
     except Timeout as error:
         raise UserError(
             f"{directory} is being trained by another process with the same configuration; wait for it, or stop it"

@@ -35,7 +35,7 @@ FEW = ("dataset.source.prompts=20",)
         ("modl=tiny", ("unknown key modl;", "did you mean model?")),
         ("dataset.source.pair=1", ("did you mean +dataset.source.pairing?", "Keys of dataset.source: _target_,")),
         ("dataset.source.pairing=random", ("write +dataset.source.pairing=... to set it",)),
-        ("model.architecture.width=3", ("unknown key model.architecture.width.", "hidden_size, intermediate_size")),
+        ("model.architecture.width=3", ("unknown key model.architecture.width.", "hidden_size, ")),
         ("training.epochs=many", ("training.epochs=many has the wrong type; give a number",)),
         ("seed=1.5", ("seed=1.5 has the wrong type; give a whole number",)),
         ("model.gradient_checkpointing=perhaps", ("=perhaps has the wrong type; give true or false",)),

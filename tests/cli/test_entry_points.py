@@ -284,7 +284,8 @@ def test_plan_counts_what_training_will_do(tmp_path: Path, monkeypatch: pytest.M
     ("choice", "shown"), [("~recipe", "none: the defaults of"), ("recipe=dpo__pythia_2_8b", "dpo__pythia_2_8b.yaml")]
 )
 def test_plan_names_the_recipe_that_was_composed(choice: str, shown: str, tmp_path: Path) -> None:
-    planned = call("src.preflight", "method=dpo", *SMALL_RUN, *places(tmp_path), choice, "dataset.max_length=256",
-                   "dataset.max_prompt_length=128")  # fmt: skip
+    small = [override for override in SMALL_RUN if override != "~recipe"]
+    lengths = ("dataset.max_length=256", "dataset.max_prompt_length=128")
+    planned = call("src.preflight", "method=dpo", *small, *places(tmp_path), choice, *lengths)
     assert planned.code == 0, planned.err
     assert re.search(rf"recipe +(conf/recipe/)?{re.escape(shown)}", planned.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from src.model.load import build_model
 from src.model.logps import pair_log_probs
 from src.training import run as runs
 from src.training.assemble import build_objective, build_source, build_template, build_tokenizer, prepare_data
+from src.training.rundir import owned
 from src.training.step import NonFiniteError, training_step
 from tests.support import SMALL_RUN, metrics, places
 
@@ -162,7 +164,30 @@ def test_the_sft_base_is_trained_once_and_reused(tmp_path: Path, capsys: pytest.
     assert runs.train(compose_train(["method=simpo", *common])) == 0
     first = capsys.readouterr().err
     assert "SFT base: training it once" in first
-    assert runs.train(compose_train(["method=amapo", *common])) == 0
+    assert runs.train(compose_train(["method=amapo", "method.statistics=8", *common])) == 0
     second = capsys.readouterr().err
     assert "SFT base: reusing" in second
     assert len(list((tmp_path / "runs").glob("sft__*"))) == 1
+
+
+def test_one_process_owns_a_run_and_another_may_wait_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        owned(tmp_path / "run"),
+        pytest.raises(UserError, match="being trained by another process"),
+        owned(tmp_path / "run"),
+    ):
+        pass
+    order: list[str] = []
+
+    def second() -> None:
+        with owned(tmp_path / "run", wait=True):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with owned(tmp_path / "run"):
+        waiting.start()
+        waiting.join(timeout=0.5)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+    assert "waiting for another process" in capsys.readouterr().err
