@@ -64,9 +64,7 @@ def test_half_written_checkpoint_is_not_resumed_from(interrupted: Path, finished
     last = interrupted / "checkpoints" / "last"
     (last / "COMPLETED").unlink()
     message = refused_after_run_directory(small(finished, f"run_dir={interrupted}"))
-    assert_says(
-        message, f"{last} is a half-written checkpoint (it has no COMPLETED file)", "and run the command again"
-    )
+    assert_says(message, f"{last} is a half-written checkpoint (it has no COMPLETED file)", "and run the command again")
     last.unlink()
     assert train(finished, f"run_dir={interrupted}").code == 0
 
@@ -75,9 +73,7 @@ def test_half_written_checkpoint_is_not_ranked(interrupted: Path, tmp_path: Path
     best = interrupted / "checkpoints" / "best"
     (best / "COMPLETED").unlink()
     message = refused(RANKING, f"checkpoint={interrupted}", f"records_root={tmp_path}")
-    assert_says(
-        message, f"{best} is a half-written checkpoint (it has no COMPLETED file)", "and run the command again"
-    )
+    assert_says(message, f"{best} is a half-written checkpoint (it has no COMPLETED file)", "and run the command again")
     assert list(tmp_path.glob("*.json")) == []
 
 

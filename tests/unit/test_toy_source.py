@@ -148,8 +148,7 @@ def by_writer(source: ToySource) -> dict[str, list[tuple[float, float, int]]]:
 
 def test_writers_differ_in_skill_and_the_annotator_loves_length() -> None:
     means = {
-        name: [statistics.mean(column) for column in zip(*rows, strict=True)]
-        for name, rows in by_writer(LARGE).items()
+        name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in by_writer(LARGE).items()
     }
     truth = {name: mean[1] for name, mean in means.items()}
     assert max(truth, key=truth.get) == "expert"
