@@ -40,7 +40,7 @@ RUNS: dict[str, list[str]] = {
 }
 TRAINED = ("dpo", "simpo", "amapo")
 RESULT = ROOT / "results" / "benchmarks" / "toy_calibration.json"
-RECORDS = ROOT / "results" / "benchmarks" / "toy_records"
+RECORDS = Path("results/benchmarks/toy_records")
 DOCUMENT = ROOT / "docs" / "toy_world.md"
 MARKED = re.compile(r"(<!-- calibration -->\n).*?(<!-- end of calibration -->)", re.DOTALL)
 SAMPLES = 400
