@@ -47,7 +47,7 @@ def test_missing_file(source: Callable[..., Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("content", [b"", gzip.compress(b""), b"\n \n"])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"", mtime=0), b"\n \n"], ids=["empty", "gzip", "blank"])
 def test_empty_file(source: Callable[..., Any], content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)

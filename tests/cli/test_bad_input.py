@@ -210,7 +210,7 @@ LIMITS = ("dataset.max_length=64", "dataset.max_prompt_length=32")
     ("name", "content", "fragments"),
     [
         ("empty.jsonl", b"", ["empty.jsonl is empty; it must hold one JSON object a line"]),
-        ("cut.jsonl.gz", gzip.compress(lines(*GOOD))[:-20], ["cut.jsonl.gz is a damaged or truncated gzip file",
+        ("cut.jsonl.gz", gzip.compress(lines(*GOOD), mtime=0)[:-20], ["cut.jsonl.gz is a damaged or truncated gzip file",
                                                             "copy or download it again"]),
         ("bad.jsonl", lines(*GOOD) + b'{"id": \n', ["bad.jsonl:31: not valid JSON", "each line must be one object"]),
         ("field.jsonl", lines(*GOOD, {"id": "x", "prompt": "p", "rejected": "r"}),
