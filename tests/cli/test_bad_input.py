@@ -206,12 +206,14 @@ LONG = [pair(number, prompt="word " * 300 + str(number)) for number in range(30)
 LIMITS = ("dataset.max_length=64", "dataset.max_prompt_length=32")
 
 
+CUT = gzip.compress(lines(*GOOD), mtime=0)[:-20]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
         ("empty.jsonl", b"", ["empty.jsonl is empty; it must hold one JSON object a line"]),
-        ("cut.jsonl.gz", gzip.compress(lines(*GOOD), mtime=0)[:-20], ["cut.jsonl.gz is a damaged or truncated gzip file",
-                                                            "copy or download it again"]),
+        ("cut.jsonl.gz", CUT, ["cut.jsonl.gz is a damaged or truncated gzip file", "copy or download it again"]),
         ("bad.jsonl", lines(*GOOD) + b'{"id": \n', ["bad.jsonl:31: not valid JSON", "each line must be one object"]),
         ("field.jsonl", lines(*GOOD, {"id": "x", "prompt": "p", "rejected": "r"}),
          ["field.jsonl:31: field 'chosen' is missing (the record has: id, prompt, rejected)"]),
