@@ -35,7 +35,7 @@ from src.training.assemble import (
     sampler_of,
 )
 from src.training.checkpoint import Checkpoints, Identity
-from src.training.display import TerminalDisplay
+from src.training.display import TerminalDisplay, shown
 from src.training.loop import Loop, Schedule, StopFlag
 from src.training.metrics import MetricsFile, open_mirror
 from src.training.rundir import Status, owned, read_status, refuse_other_configuration, say, write_json
@@ -156,7 +156,7 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
         say(f"{stop.signal}: checkpoint written after step {progress.step}; the same command goes on from there")
         return STOPPED
     status.write("finished", progress, total)
-    say(f"finished: best {config.checkpoint.best_metric} {progress.best_value} after step {progress.best_step}")
+    say(f"finished: best {config.checkpoint.best_metric} {shown(progress.best_value)} after step {progress.best_step}")
     return 0
 
 
