@@ -6,15 +6,16 @@ Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from src.data.hub import load_hub_dataset
 from src.data.pairs import Message, PreferencePair, Prompt, text_field
-from src.data.sources.base import PairSource, Skipped
-from src.data.sources.files import content_hash, existing, files_of, read_json_lines
-from src.data.sources.tables import table_hash
+from src.data.sources.base import Skipped
+from src.data.sources.file_or_hub import FileOrHubSource
+from src.data.sources.files import existing, files_of
 from src.errors import UserError
 
 ASSISTANT = "\n\nAssistant:"
@@ -24,7 +25,7 @@ ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True)
-class HHRLHF(PairSource):
+class HHRLHF(FileOrHubSource):
     """HH-RLHF from a local file or directory (``path``) or from the hub (``hub_id``).
 
     The prompt is everything up to and including the last ``\\n\\nAssistant:`` of a transcript.
@@ -39,7 +40,7 @@ class HHRLHF(PairSource):
 
     def records(self) -> Iterator[PreferencePair | Skipped]:
         """One pair per record, named by its position; raises ``UserError`` for records of another shape."""
-        for position, (where, record) in enumerate(self._rows(), 1):
+        for position, (where, record) in enumerate(self.rows(), 1):
             identity = f"hh-{position:06d}"
             try:
                 chosen, rejected = text_field(record, "chosen"), text_field(record, "rejected")
@@ -47,16 +48,7 @@ class HHRLHF(PairSource):
                 raise UserError(f"{where}: {error}") from error
             yield pair_of(identity, chosen, rejected)
 
-    def content(self) -> str:
-        """Hash of the files, or of the hub's table."""
-        files = self._files()
-        return content_hash(files) if files is not None else table_hash(self._hub().data.table)
-
-    def options(self) -> dict[str, Any]:
-        """Nothing: the reading has no settings."""
-        return {}
-
-    def _files(self) -> list[Any] | None:
+    def _files(self) -> list[Path] | None:
         if self.path is None:
             return None
         pattern = f"{self.subset or '*'}/{self.split or 'train'}.jsonl*"
@@ -72,14 +64,6 @@ class HHRLHF(PairSource):
 
     def _hub(self) -> Any:
         return load_hub_dataset(self.hub_id, split=self.split or "train", revision=self.revision, data_dir=self.subset)
-
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        files = self._files()
-        if files is None:
-            yield from ((f"{self.hub_id} row {row}", record) for row, record in enumerate(self._hub()))
-            return
-        for file in files:
-            yield from ((f"{file}:{line}", record) for line, record in read_json_lines(file))
 
 
 def pair_of(identity: str, chosen: str, rejected: str) -> PreferencePair | Skipped:

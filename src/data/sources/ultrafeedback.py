@@ -12,16 +12,16 @@ from typing import Any
 
 from src.data.hub import load_hub_dataset
 from src.data.pairs import PreferencePair, prompt_from_json, require, score_field, text_field
-from src.data.sources.base import PairSource, Skipped
-from src.data.sources.files import content_hash, existing, files_of, read_json_lines
-from src.data.sources.tables import ROWS, table_hash
+from src.data.sources.base import Skipped
+from src.data.sources.file_or_hub import FileOrHubSource
+from src.data.sources.files import existing, files_of
 from src.errors import UserError
 
 DEFAULT_SPLIT = "train_prefs"
 
 
 @dataclass(frozen=True)
-class UltraFeedbackBinarized(PairSource):
+class UltraFeedbackBinarized(FileOrHubSource):
     """The data set from the hub, or from ``path``: a parquet or JSON-lines file, or a directory of them.
 
     ``split`` (default ``train_prefs``; the other one is ``test_prefs``) picks the hub's split or, in a
@@ -35,20 +35,11 @@ class UltraFeedbackBinarized(PairSource):
 
     def records(self) -> Iterator[PreferencePair | Skipped]:
         """One pair per row, named by its position; raises ``UserError`` with file and row for a bad record."""
-        for position, (where, record) in enumerate(self._rows(), 1):
+        for position, (where, record) in enumerate(self.rows(), 1):
             try:
                 yield pair_of(f"uf-{position:06d}", record)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
-
-    def content(self) -> str:
-        """Hash of the files, or of the hub's table."""
-        files = self._files()
-        return content_hash(files) if files is not None else table_hash(self._hub().data.table)
-
-    def options(self) -> dict[str, Any]:
-        """Nothing: the reading has no settings."""
-        return {}
 
     def _files(self) -> list[Path] | None:
         if self.path is None:
@@ -63,33 +54,6 @@ class UltraFeedbackBinarized(PairSource):
 
     def _hub(self) -> Any:
         return load_hub_dataset(self.hub_id, split=self.split or DEFAULT_SPLIT, revision=self.revision)
-
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        files = self._files()
-        if files is None:
-            yield from ((f"{self.hub_id} row {row}", record) for row, record in enumerate(self._hub()))
-            return
-        for file in files:
-            if file.suffix == ".parquet":
-                yield from ((f"{file} row {row}", record) for row, record in read_parquet(file))
-            else:
-                yield from ((f"{file}:{line}", record) for line, record in read_json_lines(file))
-
-
-def read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield (row from 0, record) of a parquet file; raises ``UserError`` when it is none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        row = 0
-        for batch in file.iter_batches(batch_size=ROWS):
-            for record in batch.to_pylist():
-                yield row, record
-                row += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable parquet file ({error}); copy or download it again") from error
 
 
 def pair_of(identity: str, record: Mapping[str, Any]) -> PreferencePair | Skipped:
