@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,20 @@ PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
 
 def build_objective(config: TrainConfig) -> Objective:
     """The method's parts, checked and built; raises ``UserError`` for a part that refuses its constants."""
-    missing = [name for name in PARTS if name not in config.method]
-    if missing:
-        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
+    refuse_unknown_parts(config)
     return Objective(**{name: build(config.method[name], f"method.{name}") for name in PARTS})
+
+
+def refuse_unknown_parts(config: TrainConfig) -> None:
+    """Raise ``UserError`` when the method lacks a part, or has one that nothing reads."""
+    given = [str(name) for name, value in config.method.items() if isinstance(value, Mapping)]
+    if missing := [name for name in PARTS if name not in given]:
+        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
+    if unread := [name for name in given if name not in PARTS]:
+        raise UserError(
+            f"method.{unread[0]} is no part of a method, so it would change nothing; remove it, parts are: "
+            + ", ".join(PARTS)
+        )
 
 
 def check_best_metric(config: TrainConfig) -> None:

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,15 @@ from src.build import build, plain
 from src.config import CONF, TrainConfig, config_hash, frozen, gaps, training_problems
 from src.engine.local import refuse_missing_device
 from src.errors import Problems, UserError
-from src.training.assemble import PARTS, build_noise, build_source, build_tokenizer, check_best_metric
-from src.training.run import sft_base
+from src.training.assemble import (
+    PARTS,
+    build_noise,
+    build_source,
+    build_tokenizer,
+    check_best_metric,
+    refuse_unknown_parts,
+)
+from src.training.run import hash_of_base, sft_base
 from src.training.rundir import refuse_other_configuration
 
 
@@ -70,18 +77,6 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     if problems:
         raise Problems(list(dict.fromkeys(problems)))
     return ready
-
-
-def refuse_unknown_parts(config: TrainConfig) -> None:
-    """Raise ``UserError`` when the method lacks a part, or has one that nothing reads."""
-    given = [str(name) for name, value in config.method.items() if isinstance(value, Mapping)]
-    if missing := [name for name in PARTS if name not in given]:
-        raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
-    if unread := [name for name in given if name not in PARTS]:
-        raise UserError(
-            f"method.{unread[0]} is no part of a method, so it would change nothing; remove it, parts are: "
-            + ", ".join(PARTS)
-        )
 
 
 def refuse_unknown_recipe(config: TrainConfig) -> None:
@@ -150,9 +145,8 @@ def refuse_unwritable(path: Path, key: str) -> None:
 def refuse_foreign_run(config: TrainConfig) -> None:
     """Raise ``UserError`` when ``run_dir`` holds the run of another configuration."""
     if config.run_dir is not None:
-        base = sft_base(config)
-        base_hash = "" if base is None else config_hash(base)
-        refuse_other_configuration(Path(config.run_dir), config_hash(config, base_hash))
+        mine = config_hash(config, hash_of_base(sft_base(config)))
+        refuse_other_configuration(Path(config.run_dir), mine)
 
 
 def refuse_missing_logger(config: TrainConfig) -> None:

@@ -65,8 +65,8 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
     check_best_metric(config)
     refuse_missing_device(config.engine.device)
     base_config = sft_base(config)
-    base_hash = "" if base_config is None else config_hash(base_config)
-    directory = planned_directory(config)
+    base_hash = hash_of_base(base_config)
+    directory = run_directory(config, base_hash)
     refuse_other_configuration(directory, config_hash(config, base_hash))
     if read_status(directory).get("state") == "finished":
         say(f"finished already: {directory}")
@@ -82,8 +82,12 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
 
 def planned_directory(config: TrainConfig) -> Path:
     """Where the run of ``config`` lives, or will live."""
-    base = sft_base(config)
-    return run_directory(config, "" if base is None else config_hash(base))
+    return run_directory(config, hash_of_base(sft_base(config)))
+
+
+def hash_of_base(base: TrainConfig | None) -> str:
+    """What the SFT base adds to the hash of the runs that start from it; "" without one."""
+    return "" if base is None else config_hash(base)
 
 
 def sft_base(config: TrainConfig) -> TrainConfig | None:
