@@ -25,7 +25,7 @@ from src.training.assemble import (
 )
 from src.training.checks import chosen_recipe, recipe_exists
 from src.training.memory import Memory, parameter_count, training_memory
-from src.training.run import planned_directory, sft_base
+from src.training.run import hash_of_base, sft_base
 
 CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for English, used only where no tokenizer is at hand."""
@@ -72,7 +72,7 @@ def plan_of(config: TrainConfig) -> Plan:
     parameters = parameter_count(config.model, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
-        directory=planned_directory(config),
+        directory=run_directory(config, hash_of_base(base)),
         recipe=recipe if recipe_exists(recipe) else None,
         needs=objective.needs,
         exact=tokenizer is not None,
