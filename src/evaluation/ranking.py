@@ -77,7 +77,6 @@ def trained_config(directory: Path) -> TrainConfig:
 def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
     """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
     from src.data.tokenizer import load_tokenizer
-    from src.objective.types import PairInputs
     from src.training.assemble import (
         at_most,
         build_objective,
@@ -114,8 +113,8 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
             "reference_rejected_sum": reference.rejected.summed.double().numpy(),
         }
     if reference is not None or not objective.needs.reference:
-        chosen, rejected = objective.rewards(PairInputs(policy, reference))
-        columns |= {"chosen_reward": chosen.numpy(), "rejected_reward": rejected.numpy()}
+        rewards = objective.rewards(policy, reference)
+        columns |= {"chosen_reward": rewards.chosen.numpy(), "rejected_reward": rewards.rejected.numpy()}
     return columns, data.manifest["content"][config.split]
 
 

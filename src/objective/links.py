@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.errors import UserError
-from src.objective.types import Needs
+from src.objective.types import Needs, PairRewards
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Logistic:
                 "give a value from 0 to below 0.5"
             )
 
-    def __call__(self, margin: Tensor, target: Tensor) -> Tensor:
-        x = margin - target
+    def __call__(self, rewards: PairRewards, target: Tensor) -> Tensor:
+        x = rewards.margins - target
         if self.label_smoothing == 0:
             return F.softplus(-x)
         return (1 - self.label_smoothing) * F.softplus(-x) + self.label_smoothing * F.softplus(x)
@@ -42,5 +42,5 @@ class NoPreference:
 
     needs = Needs()
 
-    def __call__(self, margin: Tensor, target: Tensor) -> Tensor:
-        return torch.zeros_like(margin)
+    def __call__(self, rewards: PairRewards, target: Tensor) -> Tensor:
+        return torch.zeros_like(rewards.chosen)

@@ -1,25 +1,32 @@
 """One line of mathematics for every method:
 
-    loss = reduce(weight_i · link(reward(y_w) − reward(y_l), target_i)) + λ · regularizer_i
+    loss = reduce(weight_i · link(t_i · (reward(y_w) − reward(y_l)), t_i · target_i)) + λ · regularizer_i
 
-Targets and weights are computed first, without gradient, over a group of pairs (``terms``); the loss of a forward
-follows from them (``loss``). The two are apart because a group may span several forwards.
+with t_i the temperature, 1 but for β-DPO and β-SimPO.
+
+Temperatures, targets and weights are computed first, without gradient, over a group of pairs (``terms``); the loss of
+a forward follows from them (``loss``). The two are apart because a group may span several forwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from src.objective.perturbations import NoPerturbation
+from src.objective.temperatures import Fixed
 from src.objective.types import (
+    Diagnosed,
     Link,
     MarginGroup,
     Needs,
     PairInputs,
+    PairLogProbs,
+    PairRewards,
     PairTerms,
     Part,
     Reduce,
@@ -28,6 +35,7 @@ from src.objective.types import (
     State,
     Stateful,
     Target,
+    Temperature,
     Weight,
     WindowTotals,
 )
@@ -41,6 +49,7 @@ PAIR_METRICS = (
     "rewards/accuracies",
     "target/mean",
     "weight/mean",
+    "weight/gradient",
 )
 """Names of the per-pair metrics; a validation metric is one of these or the loss."""
 
@@ -58,6 +67,8 @@ class Objective:
     weight: Weight
     reduce: Reduce
     regularizer: Regularizer
+    temperature: Temperature = field(default_factory=Fixed)
+    perturbation: Part = field(default_factory=NoPerturbation)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -68,63 +79,84 @@ class Objective:
     def needs(self) -> Needs:
         """The union of the parts' needs; whether anything is rejected is decided by the link."""
         union = reduce(Needs.__or__, (part.needs for part in self.parts.values()), Needs())
-        return Needs(
-            rejected=self.link.needs.rejected,
-            reference=union.reference and self.link.needs.rejected,
-            scores=union.scores,
-            statistics=union.statistics,
-            state=union.state,
-        )
+        rejected = self.link.needs.rejected
+        return replace(union, rejected=rejected, reference=union.reference and rejected)
 
     def initial_state(self) -> ObjectiveState:
         """State before the first step."""
         return {name: part.initial_state() for name, part in self.parts.items() if isinstance(part, Stateful)}
 
-    def rewards(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
+    def rewards(self, policy: PairLogProbs, reference: PairLogProbs | None) -> PairRewards:
         """Rewards of the chosen and the rejected responses, [n] each, with gradient."""
-        reference = inputs.reference
-        return (
-            self.reward(inputs.policy.chosen, None if reference is None else reference.chosen),
-            self.reward(inputs.policy.rejected, None if reference is None else reference.rejected),
+        return PairRewards(
+            self.reward(policy.chosen, None if reference is None else reference.chosen),
+            self.reward(policy.rejected, None if reference is None else reference.rejected),
         )
+
+    def group(self, inputs: PairInputs) -> MarginGroup:
+        """What temperatures, targets and weights look at, without gradient."""
+        inputs = inputs.detach()
+        mismatched = None
+        if inputs.mismatched is not None:
+            mismatched = self.rewards(inputs.mismatched, inputs.mismatched_reference)
+        return MarginGroup(self.rewards(inputs.policy, inputs.reference), inputs, mismatched)
 
     @torch.no_grad()
     def terms(self, inputs: PairInputs, state: ObjectiveState) -> tuple[PairTerms, ObjectiveState]:
-        """Target and weight of each pair of one group, and the state after it; gradients never flow through."""
-        inputs = inputs.detach()
-        chosen, rejected = self.rewards(inputs)
-        group = MarginGroup(chosen - rejected, inputs)
+        """The numbers of each pair of one group, and the state after it; gradients never flow through."""
+        group = self.group(inputs)
         after = dict(state)
-        values = {}
-        for name in ("target", "weight"):
+        values: dict[str, Tensor] = {}
+        diagnostics: dict[str, Tensor] = {}
+        for name in ("temperature", "target", "weight"):
             part = getattr(self, name)
-            if isinstance(part, Stateful) and name in state:
+            if isinstance(part, Stateful):
                 values[name], after[name] = part.advance(group, state[name])
             else:
                 values[name] = part(group)
-        return PairTerms(values["target"], values["weight"]), after
+            if isinstance(part, Diagnosed):
+                diagnostics |= part.diagnostics(group)
+        losses = values["weight"] * self.linked(group.rewards, values["target"], values["temperature"])
+        coefficient, offset = self.reduce.linearize(losses)
+        return PairTerms(**values, coefficient=coefficient, offset=offset, diagnostics=diagnostics), after
+
+    def linked(self, rewards: PairRewards, target: Tensor, temperature: Tensor) -> Tensor:
+        """Loss of each pair before its weight, [n]."""
+        scale = temperature if target.ndim == 1 else temperature[:, None]
+        return self.link(rewards.scaled(temperature), target * scale)
 
     def loss(self, inputs: PairInputs, terms: PairTerms, totals: WindowTotals) -> Tensor:
         """This forward's share of the window's loss (scalar, with gradient)."""
-        regularization = self.regularizer(inputs.policy.chosen, totals)
+        regularization = self.regularizer(inputs.policy, totals)
         if not self.needs.rejected:
             return regularization
-        chosen, rejected = self.rewards(inputs)
-        losses = self.link(chosen - rejected, terms.target)
-        return self.reduce(losses, terms.weight, totals) + regularization
+        rewards = self.rewards(inputs.policy, inputs.reference)
+        losses = terms.weight * self.linked(rewards, terms.target, terms.temperature)
+        return (terms.coefficient * losses + terms.offset).sum() / totals.pairs + regularization
 
     @torch.no_grad()
     def metrics(self, inputs: PairInputs, terms: PairTerms) -> dict[str, Tensor]:
         """What is logged of each pair, [n] each, under the field's names; ``PAIR_METRICS`` lists them."""
-        chosen, rejected = self.rewards(inputs.detach())
-        margin = chosen - rejected
+        inputs = inputs.detach()
+        rewards = self.rewards(inputs.policy, inputs.reference)
+        margin, target = rewards.margins, terms.target
         return {
             "logps/chosen": inputs.policy.chosen.summed.detach(),
             "logps/rejected": inputs.policy.rejected.summed.detach(),
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
+            "rewards/chosen": rewards.chosen,
+            "rewards/rejected": rewards.rejected,
             "rewards/margins": margin,
             "rewards/accuracies": (margin > 0).to(margin.dtype),
-            "target/mean": terms.target,
+            "target/mean": target if target.ndim == 1 else target.mean(1),
             "weight/mean": terms.weight,
+            "weight/gradient": self.gradient_weight(rewards, terms),
+            **terms.diagnostics,
         }
+
+    @torch.enable_grad()
+    def gradient_weight(self, rewards: PairRewards, terms: PairTerms) -> Tensor:
+        """−∂(n · loss)/∂reward(y_w) of each pair, [n]: how hard the update pushes it, whatever the parts are named."""
+        chosen = rewards.chosen.detach().requires_grad_()
+        losses = self.linked(PairRewards(chosen, rewards.rejected), terms.target, terms.temperature)
+        total = (terms.coefficient * terms.weight * losses).sum()
+        return -torch.autograd.grad(total, chosen)[0] if total.requires_grad else torch.zeros_like(chosen)

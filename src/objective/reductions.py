@@ -1,22 +1,51 @@
-"""Reductions: from per-pair losses to this forward's share of the window's loss."""
+"""Reductions: from the weighted losses of a group of pairs to one number."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from src.objective.types import Needs, WindowTotals
+from src.objective.rewards import require_positive
+from src.objective.types import Needs, Scope
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Σ weight_i · loss_i over this forward, divided by the pairs of the whole window.
-
-    Summed over the window's forwards this is the mean over the global batch, however the window was cut.
-    """
+    """mean_i loss_i: over the window this is the mean over the global batch, however the window was cut."""
 
     needs = Needs()
 
-    def __call__(self, losses: Tensor, weights: Tensor, totals: WindowTotals) -> Tensor:
-        return (weights * losses).sum() / totals.pairs
+    def __call__(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+    def linearize(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(losses), torch.zeros_like(losses)
+
+
+@dataclass(frozen=True)
+class LogMeanExp:
+    """−β' · log mean_i exp(−loss_i/β') over each group (Dr.DPO, Wu et al. 2024, Eq. 9).
+
+    Pairs of large loss count exponentially less; β' → ∞ is the mean. The released code takes the pairs of one forward
+    on one device (``statistics=forward``); over ranks that is all pairs of the forward. ``statistics``: see ``Scope``.
+    """
+
+    beta_prime: float
+    statistics: Scope = "forward"
+
+    def __post_init__(self) -> None:
+        require_positive("beta_prime", self.beta_prime, "1/beta_prime is how fast pairs of large loss fade")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(rejected=True, statistics=self.statistics)
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        count = torch.tensor(float(losses.shape[0]), dtype=losses.dtype, device=losses.device)
+        return -self.beta_prime * (torch.logsumexp(-losses / self.beta_prime, 0) - count.log())
+
+    def linearize(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients = losses.shape[0] * torch.softmax(-losses / self.beta_prime, 0)
+        return coefficients, (self(losses) - (coefficients * losses).mean()).expand_as(losses)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from src.objective.rewards import require_positive
-from src.objective.types import Needs, ResponseLogProbs, WindowTotals
+from src.objective.types import Needs, PairLogProbs, WindowTotals
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class NoRegularizer:
 
     needs = Needs()
 
-    def __call__(self, chosen: ResponseLogProbs, totals: WindowTotals) -> Tensor:
-        return chosen.summed.new_zeros(())
+    def __call__(self, policy: PairLogProbs, totals: WindowTotals) -> Tensor:
+        return policy.chosen.summed.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class NegativeLogLikelihood:
     def __post_init__(self) -> None:
         require_positive("coefficient", self.coefficient, "the term would vanish or push the chosen response down")
 
-    def __call__(self, chosen: ResponseLogProbs, totals: WindowTotals) -> Tensor:
+    def __call__(self, policy: PairLogProbs, totals: WindowTotals) -> Tensor:
+        chosen = policy.chosen
         if self.normalization == "token_mean":
             return -self.coefficient * chosen.summed.sum() / max(totals.chosen_tokens, 1)
         values = chosen.average if self.normalization == "sequence_mean" else chosen.summed

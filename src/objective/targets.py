@@ -19,6 +19,15 @@ LARGEST_EXPONENT = 20.0
 """exp(20) already gives the pair weight 1 to 1e-9; larger exponents only make the loss value overflow."""
 
 
+def require_spread(statistics: Scope) -> None:
+    """Raise ``UserError`` for a scope of so few pairs that they have no standard deviation."""
+    if isinstance(statistics, int) and statistics < 2:
+        raise UserError(
+            f"statistics={statistics}: a standard deviation needs at least 2 pairs; "
+            "give a number of pairs above 1, 'forward' or 'window'"
+        )
+
+
 @dataclass(frozen=True)
 class NoMargin:
     """target = 0: the chosen response need only be ahead (DPO)."""
@@ -60,11 +69,7 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta, "the margin would vanish or change sign")
-        if self.statistics != "forward" and self.statistics < 2:
-            raise UserError(
-                f"statistics={self.statistics}: a standard deviation needs at least 2 pairs; "
-                "give a number of pairs above 1, or 'forward'"
-            )
+        require_spread(self.statistics)
 
     @property
     def needs(self) -> Needs:

@@ -23,19 +23,20 @@ from src.data.tokenizer import load_tokenizer, train_tokenizer, training_texts
 from src.errors import UserError
 from src.objective.objective import PAIR_METRICS, Objective
 
-PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
+REQUIRED_PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
+PARTS = (*REQUIRED_PARTS, "temperature", "perturbation")
 
 
 def build_objective(config: TrainConfig) -> Objective:
     """The method's parts, checked and built; raises ``UserError`` for a part that refuses its constants."""
     refuse_unknown_parts(config)
-    return Objective(**{name: build(config.method[name], f"method.{name}") for name in PARTS})
+    return Objective(**{name: build(config.method[name], f"method.{name}") for name in PARTS if name in config.method})
 
 
 def refuse_unknown_parts(config: TrainConfig) -> None:
     """Raise ``UserError`` when the method lacks a part, or has one that nothing reads."""
     given = [str(name) for name, value in config.method.items() if isinstance(value, Mapping)]
-    if missing := [name for name in PARTS if name not in given]:
+    if missing := [name for name in REQUIRED_PARTS if name not in given]:
         raise UserError(f"method={config.method.get('name')} lacks the parts {', '.join(missing)}; see conf/method")
     if unread := [name for name in given if name not in PARTS]:
         raise UserError(

@@ -15,7 +15,7 @@ from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.errors import UserError
 from src.objective.objective import Objective, ObjectiveState
-from src.objective.types import PairInputs, PairLogProbs, PairTerms, WindowTotals
+from src.objective.types import PairInputs, PairLogProbs, PairTerms, Scope, WindowTotals, concatenate
 
 Window = Sequence[PairBatch]
 """The micro-batches of one optimizer step."""
@@ -70,12 +70,18 @@ def probe(
 
     ``None`` when every group lies within one forward, which then gives the statistics itself.
     """
-    scope = objective.needs.statistics
-    if scope is None or scope == "forward" or all(len(batch) % scope == 0 for batch in window):
+    if fits_in_forwards(objective.needs.statistics, window):
         return None, state
     with torch.no_grad():
         parts = [pair_inputs(objective, engine.log_probs(batch), batch) for batch in window]
     return grouped_terms(objective, concatenate(parts), state)
+
+
+def fits_in_forwards(scope: Scope | None, window: Window) -> bool:
+    """Whether every group of statistics lies within one forward."""
+    if scope is None or scope == "forward" or len(window) == 1:
+        return True
+    return scope != "window" and all(len(batch) % scope == 0 for batch in window)
 
 
 def grouped_terms(objective: Objective, inputs: PairInputs, state: ObjectiveState) -> tuple[PairTerms, ObjectiveState]:
@@ -100,28 +106,15 @@ def pair_inputs(objective: Objective, policy: PairLogProbs, batch: PairBatch) ->
     )
 
 
-def concatenate(parts: Sequence[PairInputs]) -> PairInputs:
-    """The pairs of several forwards, in order."""
-    references = [part.reference for part in parts if part.reference is not None]
-    chosen = [part.chosen_scores for part in parts if part.chosen_scores is not None]
-    rejected = [part.rejected_scores for part in parts if part.rejected_scores is not None]
-    return PairInputs(
-        PairLogProbs.concatenate([part.policy for part in parts]),
-        PairLogProbs.concatenate(references) if references else None,
-        torch.cat(chosen) if chosen else None,
-        torch.cat(rejected) if rejected else None,
-    )
-
-
 @torch.no_grad()
 def validate(engine: Engine, objective: Objective, state: ObjectiveState, batches: Sequence[PairBatch]) -> StepOutput:
     """Loss and metrics over ``batches`` without an update; the state it returns is the one it was given.
 
-    The mean over all pairs, with statistics over the declared scope (a forward, or a number of pairs in order).
+    The mean over all pairs, with statistics over the declared scope (a forward, a number of pairs in order, or all).
     """
     totals = WindowTotals(sum(map(len, batches)), sum(batch.chosen_tokens for batch in batches))
     inputs = [pair_inputs(objective, engine.log_probs(batch), batch) for batch in batches]
-    if isinstance(objective.needs.statistics, int):
+    if objective.needs.statistics not in (None, "forward"):
         inputs = [concatenate(inputs)]
     losses, collected = [], []
     for part in inputs:

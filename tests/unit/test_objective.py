@@ -227,7 +227,8 @@ def test_parts_refuse_constants_that_cannot_work(build, said: str) -> None:  # t
 
 
 def test_terms_concatenate_and_slice() -> None:
-    part = PairTerms(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    ones = torch.ones(2)
+    part = PairTerms(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), ones, ones, ones, {"target/clamped": ones})
     joined = PairTerms.concatenate([part, part])
     assert joined.target.tolist() == [1, 2, 1, 2]
     assert joined[1:3].weight.tolist() == [4, 3]
