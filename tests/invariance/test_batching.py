@@ -15,8 +15,8 @@ from src.config import TrainConfig, compose_train
 from src.data.collate import PairBatch, collate
 from src.engine.local import LocalEngine
 from src.model.load import build_model
+from src.objective.adaptive import Adaptive
 from src.objective.objective import Objective
-from src.objective.targets import Adaptive
 from src.training.assemble import (
     build_objective,
     build_source,

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from src.errors import UserError
+from src.objective.adaptive import Adaptive
 from src.objective.links import Logistic, NoPreference
 from src.objective.objective import PAIR_METRICS, Objective
 from src.objective.reductions import Mean
 from src.objective.regularizers import NegativeLogLikelihood, NoRegularizer
 from src.objective.rewards import AverageLogProb, ReferenceLogRatio, SummedLogProb
-from src.objective.targets import Adaptive, Constant, NoMargin
+from src.objective.targets import Constant, NoMargin
 from src.objective.types import MarginGroup, Needs, PairInputs, PairLogProbs, PairTerms, ResponseLogProbs, WindowTotals
 from src.objective.weights import Uniform
 
