@@ -21,17 +21,20 @@ class PaddedLayout:
     """One row per response, right-padded: rows 0..n-1 are chosen, n..2n-1 rejected (absent for demonstrations).
 
     ``input_ids`` (int64) and ``supervised`` (bool): [rows, time]. A token is supervised by its position, never by its
-    id, so a stop token that is also the padding token still counts. There is no attention mask: with causal attention
-    no token sees the padding on its right.
+    id, so a stop token that is also the padding token still counts. ``starts`` (int64, [rows]): where the response
+    begins, so all before it is prompt. There is no attention mask: with causal attention no token sees the padding on
+    its right.
     """
 
     input_ids: Tensor
     supervised: Tensor
+    starts: Tensor
 
     def to(self, device: torch.device) -> PaddedLayout:
         return PaddedLayout(
             self.input_ids.to(device, non_blocking=True),
             self.supervised.to(device, non_blocking=True),
+            self.starts.to(device, non_blocking=True),
         )
 
 
@@ -41,7 +44,8 @@ class PairBatch:
 
     ``flipped`` (bool), scores (float32) and the reference's log-probs are [n]; scores are ``None`` when any pair of
     the batch is unscored, ``reference`` unless it was looked up. ``tokens`` counts real tokens (no padding),
-    ``chosen_tokens`` the supervised ones of the chosen responses.
+    ``chosen_tokens`` the supervised ones of the chosen responses, ``prompt_tokens`` those of the prompts that have a
+    token before them, once per pair. ``mismatched``: these prompts with another pair's responses, where asked for.
     """
 
     layout: PaddedLayout
@@ -53,6 +57,8 @@ class PairBatch:
     reference: PairLogProbs | None
     tokens: int
     chosen_tokens: int
+    prompt_tokens: int = 0
+    mismatched: PairBatch | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +76,7 @@ class PairBatch:
             chosen_scores=move(self.chosen_scores),
             rejected_scores=move(self.rejected_scores),
             reference=None if self.reference is None else self.reference.to(device),
+            mismatched=None if self.mismatched is None else self.mismatched.to(device),
         )
 
 
@@ -86,7 +93,7 @@ def collate(pairs: Sequence[TokenizedPair], reference: PairLogProbs | None = Non
     time = torch.arange(input_ids.shape[1])
     present = time < lengths[:, None]
     return PairBatch(
-        layout=PaddedLayout(input_ids, present & (time >= starts[:, None])),
+        layout=PaddedLayout(input_ids, present & (time >= starts[:, None]), starts),
         ids=tuple(pair.id for pair in pairs),
         has_rejected=has_rejected,
         flipped=torch.tensor([pair.flipped for pair in pairs]),
@@ -95,6 +102,7 @@ def collate(pairs: Sequence[TokenizedPair], reference: PairLogProbs | None = Non
         reference=reference,
         tokens=int(lengths.sum()),
         chosen_tokens=sum(len(pair.chosen_ids) for pair in pairs),
+        prompt_tokens=sum(max(len(pair.prompt_ids) - 1, 0) for pair in pairs),
     )
 
 

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from src.data.collate import PairBatch
-from src.objective.types import PairLogProbs, ResponseLogProbs
+from src.data.collate import PaddedLayout, PairBatch
+from src.objective.types import PairLogProbs, ResponseLogProbs, each_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def pair_log_probs(model: PreTrainedModel, batch: PairBatch) -> PairLogProbs:
+def pair_log_probs(
+    model: PreTrainedModel, batch: PairBatch, *, per_token: bool = False, prompt: bool = False
+) -> PairLogProbs:
     """Summed log-probs (nats, float32) and token counts of both responses, [n] each, with gradient.
 
     Logits are made only for supervised tokens. Without rejected responses their entries are 0.
+    ``per_token``: also the terms of the sums, [n, time]; column t belongs to token t of the row, 0 where none is
+    supervised. ``prompt``: also the prompts' own tokens but the first, which nothing precedes, once per pair.
     """
     layout = batch.layout
     hidden = model.base_model(input_ids=layout.input_ids, use_cache=False)[0]
-    predicts = layout.supervised[:, 1:]
+    supervised = layout.supervised[:, 1:]
+    of_prompt = prompt_tokens(layout, len(batch)) if prompt else None
+    predicts = supervised if of_prompt is None else supervised | of_prompt
     logits = head_logits(model, hidden[:, :-1][predicts])
     labels = layout.input_ids[:, 1:][predicts]
     # float64 in, float64 out: tests run the kernel in double precision
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     token_log_probs = logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
     dense = token_log_probs.new_zeros(predicts.shape).masked_scatter(predicts, token_log_probs)
-    return split_rows(dense.sum(-1), predicts.sum(-1).to(dense.dtype), len(batch), batch.has_rejected)
+    found = split_rows(selected(dense, supervised, per_token), len(batch), batch.has_rejected)
+    if of_prompt is None:
+        return found
+    return replace(found, prompt=selected(dense, of_prompt, per_token=False)[: len(batch)])
+
+
+def prompt_tokens(layout: PaddedLayout, pairs: int) -> Tensor:
+    """Where a token is one of the chosen row's prompt, bool, [rows, time − 1] (the first token has no place)."""
+    time = torch.arange(1, layout.input_ids.shape[1], device=layout.starts.device)
+    rows = torch.arange(layout.starts.shape[0], device=layout.starts.device)
+    return (time < layout.starts[:, None]) & (rows < pairs)[:, None]
+
+
+def selected(dense: Tensor, where: Tensor, per_token: bool) -> ResponseLogProbs:
+    """Sums and counts of the log-probs ``dense`` at ``where``, [rows, time − 1] both."""
+    terms = dense.masked_fill(~where, 0)
+    placed = torch.nn.functional.pad(terms, (1, 0)) if per_token else None
+    return ResponseLogProbs(terms.sum(-1), where.sum(-1).to(dense.dtype), placed)
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -39,10 +63,7 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def split_rows(summed: Tensor, tokens: Tensor, pairs: int, has_rejected: bool) -> PairLogProbs:
+def split_rows(rows: ResponseLogProbs, pairs: int, has_rejected: bool) -> PairLogProbs:
     """From rows (chosen first, then rejected) to pairs."""
-    chosen = ResponseLogProbs(summed[:pairs], tokens[:pairs])
-    if has_rejected:
-        return PairLogProbs(chosen, ResponseLogProbs(summed[pairs:], tokens[pairs:]))
-    zeros = torch.zeros_like(tokens)
-    return PairLogProbs(chosen, ResponseLogProbs(zeros, zeros))
+    chosen = rows[:pairs]
+    return PairLogProbs(chosen, rows[pairs:] if has_rejected else each_tensor(chosen.detach(), torch.zeros_like))
