@@ -26,8 +26,11 @@ class Engine(Protocol):
         """Number of ranks among which a window is divided."""
         ...
 
-    def log_probs(self, batch: PairBatch) -> PairLogProbs:
-        """Forward with gradient, in the engine's compute precision; float32 out."""
+    def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
+        """Forward with gradient, in the engine's compute precision; float32 out.
+
+        ``per_token``: also token by token; ``prompt``: also those of the prompts' own tokens.
+        """
         ...
 
     def backward(self, loss: Tensor) -> None:

@@ -53,9 +53,10 @@ class LocalEngine:
     def world_size(self) -> int:
         return int(self.accelerator.num_processes)
 
-    def log_probs(self, batch: PairBatch) -> PairLogProbs:
+    def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
         with self.accelerator.autocast():
-            return pair_log_probs(self.accelerator.unwrap_model(self.model), batch)
+            model = self.accelerator.unwrap_model(self.model)
+            return pair_log_probs(model, batch, per_token=per_token, prompt=prompt)
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)

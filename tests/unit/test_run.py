@@ -102,8 +102,8 @@ def test_nan_names_the_pair(tmp_path: Path) -> None:
     poison = dataclasses.replace(small.batch, ids=tuple(f"pair-{index}" for index in range(6)))
     real = small.engine.log_probs
 
-    def broken(batch: Any) -> Any:
-        result = real(batch)
+    def broken(batch: Any, **options: bool) -> Any:
+        result = real(batch, **options)
         spoiled = result.chosen.summed * torch.tensor([1, 1, float("nan"), 1, 1, 1])
         return dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, summed=spoiled))
 
