@@ -197,6 +197,13 @@ def each_tensor(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
     return replace(record, **{spec.name: changed(getattr(record, spec.name)) for spec in fields(record)})
 
 
+def tensors_of(record: Record) -> list[Tensor]:
+    """Every tensor of ``record``, in the order of its fields."""
+    found: list[Tensor] = []
+    each_tensor(record, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
 def concatenate(records: Sequence[Record]) -> Record:
     """The pairs of all ``records``, in order; what one lacks, the whole lacks."""
 
@@ -219,12 +226,17 @@ def concatenate(records: Sequence[Record]) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a part asks of the step; an objective's needs are the union (``|``)."""
+    """What a part asks of the step; an objective's needs are the union (``|``).
+
+    ``spread``: its statistics say nothing of a single pair (a deviation, a comparison), so a configuration whose
+    groups hold one pair is refused before training.
+    """
 
     rejected: bool = False
     reference: bool = False
     scores: bool = False
     statistics: Scope | None = None
+    spread: bool = False
     state: bool = False
     mismatched: bool = False
     per_token: bool = False
@@ -303,6 +315,15 @@ class Diagnosed(Protocol):
 
     def diagnostics(self, group: MarginGroup) -> Mapping[str, Tensor]:
         """[n] each, by metric name (``target/clamped``)."""
+        ...
+
+
+@runtime_checkable
+class Observed(Protocol):
+    """A part that has more to say of the values it gave: one with state could not compute them from the group alone."""
+
+    def observations(self, values: Tensor) -> Mapping[str, Tensor]:
+        """[n] each, by metric name (``target/deviation``), of the ``values`` it gave."""
         ...
 
 
