@@ -178,19 +178,22 @@ class ReportConfig:
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
 
 
-def compose_train(overrides: list[str], patch: dict[str, Any] | None = None) -> TrainConfig:
-    """conf/train.yaml with ``overrides``, then ``patch``, checked and frozen: a program's second configuration."""
+def composed_train(overrides: list[str]) -> DictConfig:
+    """conf/train.yaml with ``overrides``, as Hydra composes it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
-        composed = compose("train", overrides=overrides)
-    else:
-        ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("train", overrides=overrides)
-    return finished(cast(DictConfig, OmegaConf.merge(composed, patch or {})))
+        return compose("train", overrides=overrides)
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=overrides)
+
+
+def compose_train(overrides: list[str], patch: dict[str, Any] | None = None) -> TrainConfig:
+    """conf/train.yaml with ``overrides``, then ``patch``, checked and frozen: a program's second configuration."""
+    return finished(cast(DictConfig, OmegaConf.merge(composed_train(overrides), patch or {})))
 
 
 def finished(config: DictConfig) -> TrainConfig:
