@@ -43,8 +43,11 @@ class LogMeanExp:
         return Needs(rejected=True, statistics=self.statistics)
 
     def __call__(self, losses: Tensor) -> Tensor:
-        count = torch.tensor(float(losses.shape[0]), dtype=losses.dtype, device=losses.device)
-        return -self.beta_prime * (torch.logsumexp(-losses / self.beta_prime, 0) - count.log())
+        # A log-sum-exp around the smallest loss; as log1p of expm1, its distance from the mean survives β' → ∞, where
+        # log n and logsumexp would cancel and β' blow up what rounding leaves.
+        smallest = losses.detach().amin()
+        excess = torch.expm1((smallest - losses) / self.beta_prime).mean()
+        return smallest - self.beta_prime * torch.log1p(excess)
 
     def linearize(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         coefficients = losses.shape[0] * torch.softmax(-losses / self.beta_prime, 0)
