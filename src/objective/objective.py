@@ -24,6 +24,7 @@ from src.objective.types import (
     Link,
     MarginGroup,
     Needs,
+    Observed,
     PairInputs,
     PairLogProbs,
     PairRewards,
@@ -116,6 +117,8 @@ class Objective:
                 values[name] = part(group)
             if isinstance(part, Diagnosed):
                 diagnostics |= part.diagnostics(group)
+            if isinstance(part, Observed):
+                diagnostics |= part.observations(values[name])
         losses = values["weight"] * self.linked(group.rewards, values["target"], values["temperature"])
         coefficient, offset = self.reduce.linearize(losses)
         return PairTerms(**values, coefficient=coefficient, offset=offset, diagnostics=diagnostics), after
