@@ -102,11 +102,12 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
         "flipped": [pair.flipped for pair in pairs],
         "prompt_ids": [tuple(pair.prompt_ids) for pair in pairs],
     }
-    policy = log_probs(config, trained, checkpoint / "model", pairs)
+    tokens = objective.needs.per_token
+    policy = log_probs(config, trained, checkpoint / "model", pairs, per_token=tokens)
     for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
         columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
     initial = initial_weights(trained)
-    reference = None if initial is None else log_probs(config, trained, initial, pairs)
+    reference = None if initial is None else log_probs(config, trained, initial, pairs, per_token=tokens)
     if reference is not None:
         columns |= {
             "reference_chosen_sum": reference.chosen.summed.double().numpy(),
@@ -142,8 +143,10 @@ def initial_weights(trained: TrainConfig) -> Path | None:
     return None if trained.model.path is None else Path(trained.model.path)
 
 
-def log_probs(config: RankingConfig, trained: TrainConfig, path: Path, pairs: Sequence[TokenizedPair]) -> PairLogProbs:
-    """Log-probs of ``pairs`` under the weights at ``path``, on the CPU."""
+def log_probs(
+    config: RankingConfig, trained: TrainConfig, path: Path, pairs: Sequence[TokenizedPair], *, per_token: bool
+) -> PairLogProbs:
+    """Log-probs of ``pairs`` under the weights at ``path``, on the CPU, also token by token where asked for."""
     import torch
 
     from src.data.collate import collate
@@ -162,7 +165,7 @@ def log_probs(config: RankingConfig, trained: TrainConfig, path: Path, pairs: Se
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for indices in in_order(len(pairs), config.micro_batch_size):
             batch = collate([pairs[index] for index in indices]).to(device)
-            parts.append(pair_log_probs(model, batch).to(torch.device("cpu")))
+            parts.append(pair_log_probs(model, batch, per_token=per_token).to(torch.device("cpu")))
     return PairLogProbs.concatenate(parts)
 
 

@@ -26,18 +26,28 @@ class NegativeLogLikelihood:
     """λ · NLL of the chosen response (SFT, CPO, SLiC).
 
     ``token_mean``: Σ −log π / tokens of the whole window (cross-entropy as trainers report it);
-    ``sequence_mean``: mean over pairs of −log π / |y|; ``sequence_sum``: mean over pairs of −log π.
+    ``sequence_mean``: mean over pairs of −log π / |y|; ``sequence_sum``: mean over pairs of −log π;
+    ``prompt_and_chosen``: the token mean over prompts (but their first token) and chosen responses of the window, each
+    prompt once per pair: cross-entropy over the whole row, as ORPO's code takes it.
     """
 
     coefficient: float = 1.0
-    normalization: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
-    needs = Needs()
+    normalization: Literal["token_mean", "sequence_mean", "sequence_sum", "prompt_and_chosen"] = "token_mean"
 
     def __post_init__(self) -> None:
         require_positive("coefficient", self.coefficient, "the term would vanish or push the chosen response down")
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(prompt=self.normalization == "prompt_and_chosen")
+
     def __call__(self, policy: PairLogProbs, totals: WindowTotals) -> Tensor:
         chosen = policy.chosen
+        if self.normalization == "prompt_and_chosen":
+            if policy.prompt is None:
+                raise ValueError("an NLL over prompt and chosen needs the prompts' log-probs")
+            summed = chosen.summed.sum() + policy.prompt.summed.sum()
+            return -self.coefficient * summed / max(totals.chosen_tokens + totals.prompt_tokens, 1)
         if self.normalization == "token_mean":
             return -self.coefficient * chosen.summed.sum() / max(totals.chosen_tokens, 1)
         values = chosen.average if self.normalization == "sequence_mean" else chosen.summed

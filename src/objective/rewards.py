@@ -105,6 +105,25 @@ class AlphaShaped(Scaled):
         return self.beta * alpha_shape(policy.average, self.alpha)
 
 
+@dataclass(frozen=True)
+class AlphaShapedTokens(Scaled):
+    """r(y) = β/|y| · Σ_t (π_t^α − 1)/α, every token shaped by itself (AlphaPO as GapPO section 2.3 prints it).
+
+    Neither the place nor the sign of α is that of ``AlphaShaped``: there the average is shaped, here shapes are
+    averaged, and α > 0 mutes improbable tokens (slope π_t^α). α → 0 is ``AverageLogProb``. A token that is not
+    supervised has log-prob 0 and so shape 0.
+    """
+
+    alpha: float
+    needs = Needs(rejected=True, per_token=True)
+
+    def __call__(self, policy: ResponseLogProbs, reference: ResponseLogProbs | None) -> Tensor:
+        if policy.per_token is None:
+            raise ValueError("a reward of shaped tokens needs log-probs token by token")
+        shaped = alpha_shape(policy.per_token, -self.alpha).sum(-1)
+        return self.beta * shaped / policy.tokens.clamp(min=1)
+
+
 def alpha_shape(log_probs: Tensor, alpha: float) -> Tensor:
     """(1 − exp(−α·a))/α of log-probs a, elementwise; its slope is exp(−α·a), and α → 0 gives a.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from src.build import build
 from src.config import TrainConfig
 from src.data.collate import PairBatch, collate
+from src.data.mismatch import MismatchedPairs
 from src.data.noise import Noise
-from src.data.pairset import PairSet
+from src.data.pairset import PairSet, TokenizedPair
 from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.reference import ReferenceStore
 from src.data.sampler import WindowSampler
@@ -114,10 +115,19 @@ def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:
 
 
 @dataclass(frozen=True)
+class Mismatched:
+    """The mismatched pairs of a split, and the reference's log-probs of them where there is a reference."""
+
+    pairs: Sequence[TokenizedPair]
+    reference: ReferenceStore | None = None
+
+
+@dataclass(frozen=True)
 class PreparedLoader:
     """Batches of prepared pairs on a device, with their reference log-probs where there is a store.
 
     ``validation_pairs`` limits validation to the first so many pairs of ``held_out``; ``None`` takes all.
+    ``train_mismatched`` and ``validation_mismatched`` are there only for an objective that needs them.
     """
 
     train: PairSet
@@ -128,17 +138,39 @@ class PreparedLoader:
     validation_pairs: int | None = None
     train_reference: ReferenceStore | None = None
     validation_reference: ReferenceStore | None = None
+    train_mismatched: Mismatched | None = None
+    validation_mismatched: Mismatched | None = None
 
     def window(self, step: int) -> Sequence[PairBatch]:
-        return [self.batch(self.train, indices, self.train_reference) for indices in self.sampler.window(step)]
+        return [
+            self.batch(self.train, indices, self.train_reference, self.train_mismatched)
+            for indices in self.sampler.window(step)
+        ]
 
     def validation(self) -> Sequence[PairBatch]:
         chunks = in_order(at_most(len(self.held_out), self.validation_pairs), self.validation_batch)
-        return [self.batch(self.held_out, indices, self.validation_reference) for indices in chunks]
+        return [
+            self.batch(self.held_out, indices, self.validation_reference, self.validation_mismatched)
+            for indices in chunks
+        ]
 
-    def batch(self, pairs: PairSet, indices: Sequence[int], reference: ReferenceStore | None) -> PairBatch:
+    def batch(
+        self,
+        pairs: Sequence[TokenizedPair],
+        indices: Sequence[int],
+        reference: ReferenceStore | None,
+        mismatched: Mismatched | None = None,
+    ) -> PairBatch:
         rows = None if reference is None else reference.rows(indices)
-        return collate([pairs[index] for index in indices], rows).to(self.device)
+        batch = collate([pairs[index] for index in indices], rows).to(self.device)
+        if mismatched is None:
+            return batch
+        return replace(batch, mismatched=self.batch(mismatched.pairs, indices, mismatched.reference))
+
+    def with_mismatched(self, max_length: int) -> PreparedLoader:
+        """The same, whose batches have mismatched responses too, in rows of at most ``max_length`` tokens."""
+        train, held_out = (Mismatched(MismatchedPairs(pairs, max_length)) for pairs in (self.train, self.held_out))
+        return replace(self, train_mismatched=train, validation_mismatched=held_out)
 
 
 def in_order(count: int, size: int) -> list[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,8 @@ from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import STOPPED, TrainConfig, compose_train, config_hash, run_directory
-from src.data.pairset import PairSet
+from src.data.mismatch import RULE
+from src.data.pairset import TokenizedPair
 from src.data.prepare import PreparedData
 from src.data.reference import ReferenceStore, reference_key, weights_hash
 from src.data.sampler import WindowSampler
@@ -24,6 +26,7 @@ from src.model.load import build_model
 from src.objective.objective import Objective
 from src.objective.types import PairLogProbs
 from src.training.assemble import (
+    Mismatched,
     PreparedLoader,
     build_objective,
     build_source,
@@ -180,6 +183,8 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     engine = ENGINES[config.engine.name](model, config.training, total_steps, config.engine.device, config.model.dtype)
     batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
     loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
+    if objective.needs.mismatched:
+        loader = loader.with_mismatched(config.dataset.max_length)
     if objective.needs.reference:
         loader = with_references(loader, engine, data, config)
     hashed = config_hash(config, base.config_hash)
@@ -215,17 +220,31 @@ def with_references(
 ) -> PreparedLoader:
     """The loader with the reference's log-probs of both splits; the reference is the policy before any step."""
     weights = weights_hash(engine.model.state_dict())
-    stores = {}
-    for split, pairs in (("train", data.train), ("validation", data.validation)):
+
+    def store(split: str, pairs: Sequence[TokenizedPair], what: str) -> ReferenceStore:
         key = reference_key(data.manifest["hash"], split, weights, config.model.dtype)
         path = Path(config.cache_root) / "reference" / f"{key}.safetensors"
-        stores[split] = reference_store(path, engine, loader, pairs, f"{split} pairs")
-    loader = replace(loader, train_reference=stores["train"], validation_reference=stores["validation"])
+        return reference_store(path, engine, loader, pairs, what)
+
+    def mismatched(split: str, found: Mismatched | None) -> Mismatched | None:
+        if found is None:
+            return None
+        return replace(found, reference=store(f"{split} {RULE}", found.pairs, f"mismatched {split} pairs"))
+
+    loader = replace(
+        loader,
+        train_reference=store("train", data.train, "train pairs"),
+        validation_reference=store("validation", data.validation, "validation pairs"),
+        train_mismatched=mismatched("train", loader.train_mismatched),
+        validation_mismatched=mismatched("validation", loader.validation_mismatched),
+    )
     check_reference(engine, loader, REFERENCE_TOLERANCE[config.model.dtype])
     return loader
 
 
-def reference_store(path: Path, engine: Engine, loader: PreparedLoader, pairs: PairSet, what: str) -> ReferenceStore:
+def reference_store(
+    path: Path, engine: Engine, loader: PreparedLoader, pairs: Sequence[TokenizedPair], what: str
+) -> ReferenceStore:
     """The store at ``path``, computed and written when it is not there yet."""
     if path.exists():
         return ReferenceStore.load(path)
@@ -242,14 +261,14 @@ def reference_store(path: Path, engine: Engine, loader: PreparedLoader, pairs: P
 
 def check_reference(engine: Engine, loader: PreparedLoader, tolerance: float) -> None:
     """Before any step the policy is the reference; raises ``UserError`` when the stored log-probs say otherwise."""
-    batch = loader.window(0)[0]
-    assert batch.reference is not None
-    with torch.no_grad():
-        policy = engine.log_probs(batch)
-    gaps = [
-        (mine.summed - stored.summed).abs() / stored.tokens.clamp(min=1)
-        for mine, stored in ((policy.chosen, batch.reference.chosen), (policy.rejected, batch.reference.rejected))
-    ]
+    first = loader.window(0)[0]
+    gaps = []
+    for batch in [first] if first.mismatched is None else [first, first.mismatched]:
+        assert batch.reference is not None
+        with torch.no_grad():
+            policy = engine.log_probs(batch)
+        for mine, stored in ((policy.chosen, batch.reference.chosen), (policy.rejected, batch.reference.rejected)):
+            gaps.append((mine.summed - stored.summed).abs() / stored.tokens.clamp(min=1))
     worst = float(torch.stack(gaps).max())
     if not worst <= tolerance:
         raise UserError(
