@@ -133,6 +133,6 @@ def alpha_shape(log_probs: Tensor, alpha: float) -> Tensor:
     if abs(alpha) < SMALLEST_ALPHA:
         return log_probs
     exponent = -alpha * log_probs
-    within = exponent.clamp(max=LARGEST_SHAPE_EXPONENT)
-    beyond = (exponent - within) * math.exp(LARGEST_SHAPE_EXPONENT)
-    return -(torch.expm1(within) + beyond) / alpha
+    within = torch.expm1(exponent.clamp(max=LARGEST_SHAPE_EXPONENT))
+    beyond = torch.relu(exponent - LARGEST_SHAPE_EXPONENT) * math.exp(LARGEST_SHAPE_EXPONENT)
+    return -(within + beyond) / alpha

@@ -65,6 +65,9 @@ def same(*names: str, **others: str | Callable[[Constants], Any]) -> dict[str, s
 
 SIMPO = same("beta", gamma_beta_ratio="gamma_ratio")
 
+CPO = same("beta", nll_coefficient="lambda", nll_normalization="nll")
+GAPPO = same("beta", gamma_beta_ratio="gamma", weighting="weight")
+
 ROWS: dict[str, Row] = {
     # reference-based
     "dpo": Row("dpo", same("beta")),
@@ -74,6 +77,26 @@ ROWS: dict[str, Row] = {
     "amapo_code": Row("amapo", same("beta", fidelity="variant")),
     "amapo_paper": Row("amapo", same("beta", fidelity="variant")),
     "amapo_zero_length": Row("amapo", same("beta", fidelity="variant")),
+    "amapo_code_wo_zero": Row("amapo_without_zero", same("beta")),
+    "amapo_code_wo_exp": Row("amapo_without_exp", same("beta", fidelity=lambda c: "released")),
+    "amapo_paper_wo_exp": Row("amapo_without_exp", same("beta", fidelity=lambda c: "paper")),
+    "amapo_code_wo_znorm": Row("amapo_without_z_norm", same("beta")),
+    "amapo_wo_adaptive_linear": Row("amapo_without_adaptive", same("beta")),
+    "amapo_wo_adaptive_eq8": Row("amapo_without_adaptive_eq8", same("beta")),
+    "cpo_token_mean": Row("cpo", CPO),
+    "cpo_seq_mean": Row("cpo", CPO),
+    "cpo_seq_sum": Row("cpo", CPO),
+    "cpo_avg_gammapo": Row("cpo_avg", same("beta", nll_coefficient="lambda")),
+    "cpo_gappo_eq3": Row("cpo_gappo_eq3", same("beta")),
+    "orpo": Row("orpo", same(odds_ratio_weight="lambda")),
+    "alphapo": Row("alphapo", same("beta", "alpha", gamma_beta_ratio=lambda c: c["gamma_abs"] / c["beta"])),
+    # pairs that count differently
+    "gappo": Row("gappo", GAPPO),
+    "gappo_zero_length": Row("gappo", GAPPO),
+    "gappo_normalized": Row("gappo_normalized", GAPPO | {"normalized": "normalize"}),
+    "gappo_quadratic": Row("gappo_quadratic", GAPPO),
+    "gappo_exponential": Row("gappo_exponential", GAPPO),
+    "dr_dpo": Row("dr_dpo", same("beta", "beta_prime")),
     # with state
     # of other inputs
 }
