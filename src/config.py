@@ -1,4 +1,4 @@
-"""The typed configuration: schema, checks that list every problem at once, hash and run directory.
+"""The typed configuration: composing it, checks that list every problem at once, hash and run directory.
 
 Nothing here imports torch, so that `--help` and `--cfg job` answer at once.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import Problems
+from src.schema import AdapterConfig, RankingConfig, ReportConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -24,155 +25,6 @@ NOT_HASHED = ("output_root", "cache_root", "run_dir", "logging")
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, on which schedulers requeue."""
-
-
-def one_of(*choices: str, default: str = MISSING) -> Any:
-    """A string field that takes one of ``choices`` (checked after composition)."""
-    return field(default=default, metadata={"choices": choices})
-
-
-def number(default: Any = MISSING, *, at_least: float | None = None, above: float | None = None) -> Any:
-    """A numeric field with a lower bound (checked after composition)."""
-    return field(default=default, metadata={"at_least": at_least, "above": above})
-
-
-@dataclass
-class ModelConfig:
-    """conf/model: which weights, how they are built and how text reaches them."""
-
-    name: str = MISSING
-    init: str = one_of("scratch", "pretrained", "sft")
-    path: str | None = None
-    revision: str | None = None
-    tokenizer: str | None = None
-    template: str | None = None
-    stop_tokens: list[str] = field(default_factory=list)
-    dtype: str = one_of("float32", "bfloat16")
-    attention: str = one_of("sdpa", "eager", "flash_attention_2")
-    gradient_checkpointing: bool = False
-    sft_seed: int = 0
-    architecture: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class DatasetConfig:
-    """conf/dataset: where pairs come from and how they are cut."""
-
-    name: str = MISSING
-    source: dict[str, Any] = MISSING
-    validation_fraction: float = number(above=0)
-    split_seed: int = 0
-    max_length: int = number(at_least=2)
-    max_prompt_length: int = number(at_least=2)
-    truncation: str = one_of("simpo", "drop")
-    response_span: str = one_of("completion", "with_assistant_header")
-
-
-@dataclass
-class TrainingConfig:
-    """Optimizer, schedule and batch, in pairs and optimizer steps."""
-
-    epochs: float = number(above=0)
-    max_steps: int | None = number(None, at_least=1)
-    max_pairs: int | None = number(None, at_least=1)
-    global_batch_size: int = number(at_least=1)
-    micro_batch_size: int = number(at_least=1)
-    learning_rate: float = number(above=0)
-    scheduler: str = one_of("cosine", "linear", "constant")
-    warmup_ratio: float = number(at_least=0)
-    adam_beta1: float = number(at_least=0)
-    adam_beta2: float = number(at_least=0)
-    adam_epsilon: float = number(above=0)
-    weight_decay: float = number(at_least=0)
-    max_grad_norm: float = number(above=0)
-
-
-@dataclass
-class EvaluationConfig:
-    """Validation during training."""
-
-    every_steps: int = number(at_least=0)
-    micro_batch_size: int = number(at_least=1)
-    max_pairs: int | None = number(None, at_least=1)
-
-
-@dataclass
-class CheckpointConfig:
-    """When to write checkpoints and which one is the best."""
-
-    every_steps: int = number(at_least=0)
-    best_metric: str = MISSING
-    best_mode: str = one_of("max", "min")
-
-
-@dataclass
-class EngineConfig:
-    """conf/engine: what the step runs on."""
-
-    name: str = one_of("single")
-    device: str = one_of("auto", "cpu", "cuda", default="auto")
-
-
-@dataclass
-class LoggingConfig:
-    """conf/logging: mirrors of metrics.jsonl."""
-
-    backend: str = one_of("none", "wandb", "wandb_offline")
-    project: str | None = None
-    entity: str | None = None
-
-
-@dataclass
-class DebugConfig:
-    """conf/debug."""
-
-    name: str = "none"
-    traceback: bool = False
-
-
-@dataclass
-class TrainConfig:
-    """The whole of a training run."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: dict[str, Any] = MISSING
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    noise: dict[str, Any] = MISSING
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    debug: DebugConfig = field(default_factory=DebugConfig)
-    seed: int = MISSING
-    output_root: str = MISSING
-    cache_root: str = MISSING
-    run_dir: str | None = None
-
-
-@dataclass
-class RankingConfig:
-    """conf/ranking.yaml: pairwise accuracy of a finished run."""
-
-    checkpoint: str = MISSING
-    split: str = one_of("validation", "train")
-    which: str = one_of("best", "last")
-    min_score_gap: float = number(0.0, at_least=0)
-    micro_batch_size: int = number(at_least=1)
-    max_pairs: int | None = number(None, at_least=1)
-    device: str = one_of("auto", "cpu", "cuda")
-    records_root: str = MISSING
-    debug: DebugConfig = field(default_factory=DebugConfig)
-
-
-@dataclass
-class ReportConfig:
-    """conf/report.yaml: the HTML page."""
-
-    runs: str = MISSING
-    records: str = MISSING
-    output: str = MISSING
-    debug: DebugConfig = field(default_factory=DebugConfig)
 
 
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
@@ -275,7 +127,36 @@ def combination_problems(config: TrainConfig) -> list[str]:
         )
     if config.training.warmup_ratio > 1:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
-    return problems + model_problems(config) + method_problems(config)
+    return problems + model_problems(config) + method_problems(config) + unread_problems(config)
+
+
+def unread_problems(config: TrainConfig) -> list[str]:
+    """Keys of an optimizer or adapter that was not chosen, and combinations of which one side would not be read."""
+    training, adapter = config.training, config.adapter
+    problems = []
+    other = ("rmsprop_alpha",) if training.optimizer == "adamw" else ("adam_beta1", "adam_beta2")
+    usual = {"rmsprop_alpha": 0.99, "adam_beta1": 0.9, "adam_beta2": 0.999}
+    problems += [
+        f"training.{name}={getattr(training, name):g} would not be read with training.optimizer={training.optimizer}; "
+        "leave it out, or choose the other optimizer"
+        for name in other
+        if getattr(training, name) != usual[name]
+    ]
+    if adapter.name == "none" and adapter != AdapterConfig():
+        problems.append("adapter.* would not be read with adapter=none; write adapter=lora, or leave these keys out")
+    if adapter.name == "lora" and config.model.trainable != "full":
+        problems.append(
+            f"model.trainable={config.model.trainable} contradicts adapter=lora, which freezes all of the model's own "
+            "parameters; use one of the two: adapter=none, or for adapters on the feed-forward projections alone "
+            "model.trainable=full with adapter.target_modules=[gate_proj,up_proj,down_proj]"
+        )
+    if adapter.dropout:
+        problems.append(
+            f"adapter.dropout={adapter.dropout:g} cannot work: statistics, anchors and the reference at the start "
+            "compare forwards of the same weights, which dropout makes differ; give 0, and a smaller adapter.r against "
+            "overfitting"
+        )
+    return problems
 
 
 def model_problems(config: TrainConfig) -> list[str]:

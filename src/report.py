@@ -8,8 +8,9 @@ from typing import cast
 from omegaconf import DictConfig
 
 from src.cli import entry_point
-from src.config import ReportConfig, problems_of
+from src.config import problems_of
 from src.errors import Problems
+from src.schema import ReportConfig
 
 
 def main(config: DictConfig) -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli import entry_point
-from src.config import RankingConfig, TrainConfig, problems_of
+from src.config import problems_of
 from src.errors import Problems, UserError
+from src.schema import RankingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from src.data.pairset import TokenizedPair

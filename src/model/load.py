@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from src.build import plain
-from src.config import ModelConfig
 from src.errors import UserError
+from src.model.adapter import load_adapter_weights, merge_adapter, put_on, saved_settings
+from src.model.trainable import select_trainable
+from src.schema import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: int) -> PreTrainedModel:
-    """The initial policy, in float32, in training mode without dropout.
+    """The initial policy, in float32, in training mode without dropout, frozen but for ``model.trainable``.
 
     ``path`` overrides ``model.path`` (the supervised base of a preference run); without any path the architecture is
     built with weights drawn from ``seed``. Raises ``UserError`` when weights cannot be had or do not fit.
     """
     silence_transformers()
-    model = read_model(config, path) if path else model_from_scratch(config, vocabulary, seed)
+    model = read_model(config, path, merged=True) if path else model_from_scratch(config, vocabulary, seed)
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if rows < vocabulary:
@@ -36,6 +38,7 @@ def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: in
     # train() would switch dropout on, which no method here wants; only checkpointing looks at the flag
     disable_dropout(model)
     model.train()
+    select_trainable(model, config.trainable)
     return model
 
 
@@ -67,11 +70,36 @@ def architecture_only(architecture: PretrainedConfig, **options: Any) -> PreTrai
     return model
 
 
-def read_model(config: ModelConfig, path: str) -> PreTrainedModel:
+def read_model(config: ModelConfig, path: str, *, merged: bool = False) -> PreTrainedModel:
+    """Weights from a directory or a hub id, where that is an adapter's with the base that it names.
+
+    ``merged``: the adapter is made part of the weights. Otherwise it stays beside them, and log-probs are exactly
+    those of training. Raises ``UserError`` whose message says what to put in ``model.path``.
+    """
+    silence_transformers()
+    settings = saved_settings(path)
+    if settings is None:
+        model = read_weights(config, path)
+    else:
+        base = settings.base_model_name_or_path
+        try:
+            model = read_model(config, str(base), merged=True)
+        except UserError as error:
+            raise UserError(
+                f"{path} holds an adapter, whose base is {base} (base_model_name_or_path in its adapter_config.json): "
+                f"{error}; put the base back there, or correct that entry"
+            ) from error
+        put_on(model, settings)
+        load_adapter_weights(model, Path(path))
+    if merged:
+        merge_adapter(model)
+    return model
+
+
+def read_weights(config: ModelConfig, path: str) -> PreTrainedModel:
     """Weights from a directory or a hub id; the message of a failure says what to put in ``model.path``."""
     from transformers import AutoModelForCausalLM
 
-    silence_transformers()
     revision = config.revision if path == config.path else None
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from src.build import build
-from src.config import TrainConfig
 from src.data.collate import PairBatch, collate
 from src.data.mismatch import MismatchedPairs
 from src.data.noise import Noise
@@ -23,6 +22,7 @@ from src.data.templates import ChatTemplate
 from src.data.tokenizer import load_tokenizer, train_tokenizer, training_texts
 from src.errors import UserError
 from src.objective.objective import PAIR_METRICS, Objective
+from src.schema import TrainConfig
 
 REQUIRED_PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
 PARTS = (*REQUIRED_PARTS, "temperature", "perturbation")

@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from src.build import build, plain
-from src.config import CONF, TrainConfig, config_hash, frozen, gaps, training_problems
+from src.config import CONF, config_hash, frozen, gaps, training_problems
 from src.engine.local import refuse_missing_device
 from src.errors import Problems, UserError
+from src.schema import TrainConfig
 from src.training.assemble import (
     PARTS,
     build_noise,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config import ModelConfig, TrainConfig
 from src.errors import UserError
+from src.schema import ModelConfig, TrainConfig
 
 GIB = 1024**3
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from src.config import LoggingConfig
 from src.errors import UserError
+from src.schema import LoggingConfig
 from src.training.step import StepOutput
 
 SPLIT_BY_LABEL = ("rewards/accuracies", "rewards/margins")

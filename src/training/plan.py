@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from src.config import TrainConfig, run_directory
+from src.config import run_directory
 from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
 from src.errors import UserError
 from src.objective.types import Needs
+from src.schema import TrainConfig
 from src.training.assemble import (
     build_objective,
     build_source,

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import STOPPED, TrainConfig, compose_train, config_hash, run_directory
+from src.config import STOPPED, compose_train, config_hash, run_directory
 from src.data.mismatch import RULE
 from src.data.pairset import TokenizedPair
 from src.data.prepare import PreparedData
@@ -25,6 +25,7 @@ from src.errors import UserError
 from src.model.load import build_model
 from src.objective.objective import Objective
 from src.objective.types import PairLogProbs
+from src.schema import TrainConfig
 from src.training.assemble import (
     Mismatched,
     PreparedLoader,

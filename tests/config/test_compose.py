@@ -14,7 +14,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli import register_schemas
-from src.config import CONF, NOT_HASHED, ROOT, TrainConfig, compose_train, config_hash, run_directory, training_problems
+from src.config import CONF, NOT_HASHED, ROOT, compose_train, config_hash, run_directory, training_problems
+from src.schema import TrainConfig
 
 FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "local")
 LEAST = {

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from src.build import build, locate
-from src.config import DatasetConfig
 from src.data.noise import Noise
 from src.data.prepare import PrepareOptions
 from src.data.sources import Source
+from src.schema import DatasetConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DATASETS = sorted((CONF / "dataset").glob("*.yaml"))

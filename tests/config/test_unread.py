@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.build import locate
-from src.config import CONF, ROOT, SCHEMAS, TrainConfig, constants_of, unread_constants
+from src.config import CONF, ROOT, SCHEMAS, constants_of, unread_constants
+from src.schema import TrainConfig
 
 READERS = sorted(path for path in (ROOT / "src").rglob("*.py") if path.name != "config.py")
 ELSEWHERE = {
@@ -75,6 +76,15 @@ def keys_of(path: Path) -> DictConfig:
     return loaded
 
 
+def whole(path: Path) -> DictConfig:
+    """A file of a group with what it inherits from others of its folder, and without the list that says so."""
+    loaded = keys_of(path)
+    parents = [name for name in loaded.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    merged = OmegaConf.merge(*(whole(path.parent / f"{name}.yaml") for name in parents), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 @pytest.mark.parametrize("group", ["model", "dataset", "engine", "logging"])
 def test_every_key_of_a_typed_group_has_a_field(group: str) -> None:
     known = {name for section, name in fields_of(TrainConfig, "train") if section == group}
@@ -86,9 +96,8 @@ def test_every_key_of_a_typed_group_has_a_field(group: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "method").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_constant_of_a_method_is_read_by_a_part(path: Path) -> None:
-    method = OmegaConf.to_container(keys_of(path))
+    method = OmegaConf.to_container(whole(path))
     assert isinstance(method, dict)
-    method.pop("defaults", None)
     assert constants_of(method) or path.stem == "sft"
     assert unread_constants(method) == []
     assert unread_constants(method | {"foo": 1}) == ["foo"]
@@ -100,7 +109,7 @@ def test_every_constant_of_a_method_is_read_by_a_part(path: Path) -> None:
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_option_of_a_part_is_a_field_of_its_class(path: Path) -> None:
-    loaded = keys_of(path)
+    loaded = whole(path)
     nodes = [loaded, *(loaded._get_node(key) for key in loaded)]
     parts = [node for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
     assert parts

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import TrainConfig, compose_train
+from src.config import compose_train
 from src.data.collate import PairBatch, collate
 from src.engine.local import LocalEngine
 from src.model.load import build_model
 from src.objective.adaptive import Adaptive
 from src.objective.objective import Objective
+from src.schema import TrainConfig
 from src.training.assemble import (
     build_objective,
     build_source,

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.config import TrainConfig, compose_train
+from src.config import compose_train
 from src.data.collate import collate
 from src.engine.local import LocalEngine
 from src.errors import UserError
 from src.model.load import build_model
 from src.model.logps import pair_log_probs
+from src.schema import TrainConfig
 from src.training import run as runs
 from src.training.assemble import build_objective, build_source, build_template, build_tokenizer, prepare_data
 from src.training.rundir import owned

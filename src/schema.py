@@ -1,0 +1,174 @@
+"""The types of every configuration key, with their choices and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def one_of(*choices: str, default: str = MISSING) -> Any:
+    """A string field that takes one of ``choices`` (checked after composition)."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def number(default: Any = MISSING, *, at_least: float | None = None, above: float | None = None) -> Any:
+    """A numeric field with a lower bound (checked after composition)."""
+    return field(default=default, metadata={"at_least": at_least, "above": above})
+
+
+@dataclass
+class ModelConfig:
+    """conf/model: which weights, how they are built and how text reaches them."""
+
+    name: str = MISSING
+    init: str = one_of("scratch", "pretrained", "sft")
+    path: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    template: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    dtype: str = one_of("float32", "bfloat16")
+    attention: str = one_of("sdpa", "eager", "flash_attention_2")
+    gradient_checkpointing: bool = False
+    trainable: str = one_of("full", "mlp", default="full")
+    sft_seed: int = 0
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class AdapterConfig:
+    """conf/adapter: small trained matrices beside frozen weights."""
+
+    name: str = one_of("none", "lora", default="none")
+    r: int = number(8, at_least=1)
+    alpha: int = number(16, at_least=1)
+    dropout: float = number(0.0, at_least=0)
+    target_modules: Any = "all-linear"
+
+
+@dataclass
+class DatasetConfig:
+    """conf/dataset: where pairs come from and how they are cut."""
+
+    name: str = MISSING
+    source: dict[str, Any] = MISSING
+    validation_fraction: float = number(above=0)
+    split_seed: int = 0
+    max_length: int = number(at_least=2)
+    max_prompt_length: int = number(at_least=2)
+    min_score_gap: float = number(0.0, at_least=0)
+    truncation: str = one_of("simpo", "drop")
+    response_span: str = one_of("completion", "with_assistant_header")
+
+
+@dataclass
+class TrainingConfig:
+    """Optimizer, schedule and batch, in pairs and optimizer steps."""
+
+    epochs: float = number(above=0)
+    max_steps: int | None = number(None, at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+    global_batch_size: int = number(at_least=1)
+    micro_batch_size: int = number(at_least=1)
+    learning_rate: float = number(above=0)
+    scheduler: str = one_of("cosine", "linear", "constant")
+    warmup_ratio: float = number(at_least=0)
+    warmup_steps: int | None = number(None, at_least=0)
+    optimizer: str = one_of("adamw", "rmsprop", default="adamw")
+    rmsprop_alpha: float = number(0.99, at_least=0)
+    adam_beta1: float = number(at_least=0)
+    adam_beta2: float = number(at_least=0)
+    adam_epsilon: float = number(above=0)
+    weight_decay: float = number(at_least=0)
+    max_grad_norm: float = number(above=0)
+
+
+@dataclass
+class EvaluationConfig:
+    """Validation during training."""
+
+    every_steps: int = number(at_least=0)
+    micro_batch_size: int = number(at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+
+
+@dataclass
+class CheckpointConfig:
+    """When to write checkpoints and which one is the best."""
+
+    every_steps: int = number(at_least=0)
+    best_metric: str = MISSING
+    best_mode: str = one_of("max", "min")
+
+
+@dataclass
+class EngineConfig:
+    """conf/engine: what the step runs on."""
+
+    name: str = one_of("single")
+    device: str = one_of("auto", "cpu", "cuda", default="auto")
+
+
+@dataclass
+class LoggingConfig:
+    """conf/logging: mirrors of metrics.jsonl."""
+
+    backend: str = one_of("none", "wandb", "wandb_offline")
+    project: str | None = None
+    entity: str | None = None
+
+
+@dataclass
+class DebugConfig:
+    """conf/debug."""
+
+    name: str = "none"
+    traceback: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """The whole of a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    method: dict[str, Any] = MISSING
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    noise: dict[str, Any] = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    seed: int = MISSING
+    output_root: str = MISSING
+    cache_root: str = MISSING
+    run_dir: str | None = None
+
+
+@dataclass
+class RankingConfig:
+    """conf/ranking.yaml: pairwise accuracy of a finished run."""
+
+    checkpoint: str = MISSING
+    split: str = one_of("validation", "train")
+    which: str = one_of("best", "last")
+    min_score_gap: float = number(0.0, at_least=0)
+    micro_batch_size: int = number(at_least=1)
+    max_pairs: int | None = number(None, at_least=1)
+    device: str = one_of("auto", "cpu", "cuda")
+    records_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class ReportConfig:
+    """conf/report.yaml: the HTML page."""
+
+    runs: str = MISSING
+    records: str = MISSING
+    output: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
