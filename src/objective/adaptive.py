@@ -85,7 +85,7 @@ class Adaptive:
 
     @property
     def needs(self) -> Needs:
-        return Needs(rejected=True, statistics=self.statistics)
+        return Needs(rejected=True, statistics=self.statistics, spread=True)
 
     def __call__(self, group: MarginGroup) -> Tensor:
         gap, mean, deviation = self.measured(group)

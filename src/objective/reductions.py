@@ -29,7 +29,8 @@ class LogMeanExp:
     """−β' · log mean_i exp(−loss_i/β') over each group (Dr.DPO, Wu et al. 2024, Eq. 9).
 
     Pairs of large loss count exponentially less; β' → ∞ is the mean. The released code takes the pairs of one forward
-    on one device (``statistics=forward``); over ranks that is all pairs of the forward. ``statistics``: see ``Scope``.
+    on one device (``statistics=forward``); over ranks that is all pairs of the forward. The window's loss is the mean of
+    its groups' values, each counting as many times as it has pairs. ``statistics``: see ``Scope``.
     """
 
     beta_prime: float
@@ -40,7 +41,7 @@ class LogMeanExp:
 
     @property
     def needs(self) -> Needs:
-        return Needs(rejected=True, statistics=self.statistics)
+        return Needs(rejected=True, statistics=self.statistics, spread=True)
 
     def __call__(self, losses: Tensor) -> Tensor:
         # A log-sum-exp around the smallest loss; as log1p of expm1, its distance from the mean survives β' → ∞, where

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.objective.rewards import require_positive
+from src.objective.targets import score_leads
 from src.objective.types import MarginGroup, Needs, Scope
 
 LARGEST_SCORE_GAP = 40.0
@@ -55,7 +56,8 @@ class ScoreGap:
 
     @property
     def needs(self) -> Needs:
-        return Needs(rejected=True, scores=True, statistics=self.statistics if self.normalized else None)
+        statistics = self.statistics if self.normalized else None
+        return Needs(rejected=True, scores=True, statistics=statistics, spread=self.normalized)
 
     def __call__(self, group: MarginGroup) -> Tensor:
         weight = self.weigh(score_gaps(group))
@@ -74,10 +76,22 @@ class ScoreGap:
         return torch.expm1(gap.clamp(max=LARGEST_SCORE_GAP))
 
 
+@dataclass(frozen=True)
+class Untied:
+    """1, but 0 for the pairs that ``offset=log`` drops: those whose chosen response scores no higher (ODPO); [n].
+
+    The loss stays the mean over all pairs, as if the offset −∞ of a tie had been computed. ``offset``: the target's.
+    """
+
+    offset: Literal["log", "identity"] = "log"
+    needs = Needs(rejected=True, scores=True)
+
+    def __call__(self, group: MarginGroup) -> Tensor:
+        if self.offset == "identity":
+            return torch.ones_like(group.margins)
+        return (score_leads(group) > 0).to(group.margins.dtype)
+
+
 def score_gaps(group: MarginGroup) -> Tensor:
     """|s_w − s_l| of each pair, [n], in the unit of the score, in the more precise dtype of scores and log-probs."""
-    chosen, rejected = group.inputs.chosen_scores, group.inputs.rejected_scores
-    if chosen is None or rejected is None:
-        raise ValueError("a weight by score gap needs scores")
-    dtype = torch.promote_types(chosen.dtype, group.margins.dtype)
-    return (chosen.to(dtype) - rejected.to(dtype)).abs()
+    return score_leads(group).abs()

@@ -163,7 +163,7 @@ def test_sft_normalizations(normalization: str, expected: float) -> None:
 
 def test_needs_are_the_union_and_sft_needs_nothing_rejected() -> None:
     assert DPO.needs == Needs(rejected=True, reference=True)
-    assert AMAPO.needs == Needs(rejected=True, statistics="forward")
+    assert AMAPO.needs == Needs(rejected=True, statistics="forward", spread=True)
     assert objective(target=Adaptive(beta=1.0, statistics=8)).needs.statistics == 8
     sft = objective(link=NoPreference(), reward=ReferenceLogRatio(beta=1.0), regularizer=NegativeLogLikelihood())
     assert sft.needs == Needs()
@@ -215,7 +215,7 @@ def test_state_is_returned_not_mutated() -> None:
         (lambda: SummedLogProb(beta=-1.0), "beta=-1.0"),
         (lambda: Logistic(label_smoothing=0.5), "label_smoothing=0.5"),
         (lambda: Adaptive(beta=1.0, statistics=1), "at least 2 pairs"),
-        (lambda: NegativeLogLikelihood(coefficient=0.0), "coefficient=0.0"),
+        (lambda: NegativeLogLikelihood(coefficient=-0.1), "coefficient=-0.1"),
     ],
 )
 def test_parts_refuse_constants_that_cannot_work(build, said: str) -> None:  # type: ignore[no-untyped-def]
