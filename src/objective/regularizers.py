@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from src.objective.rewards import require_positive
+from src.errors import UserError
 from src.objective.types import Needs, PairLogProbs, WindowTotals
 
 
@@ -23,7 +23,7 @@ class NoRegularizer:
 
 @dataclass(frozen=True)
 class NegativeLogLikelihood:
-    """λ · NLL of the chosen response (SFT, CPO, SLiC).
+    """λ · NLL of the chosen response (SFT, CPO, SLiC), in nats; λ = ``coefficient``, and 0 leaves the term out.
 
     ``token_mean``: Σ −log π / tokens of the whole window (cross-entropy as trainers report it);
     ``sequence_mean``: mean over pairs of −log π / |y|; ``sequence_sum``: mean over pairs of −log π;
@@ -35,7 +35,11 @@ class NegativeLogLikelihood:
     normalization: Literal["token_mean", "sequence_mean", "sequence_sum", "prompt_and_chosen"] = "token_mean"
 
     def __post_init__(self) -> None:
-        require_positive("coefficient", self.coefficient, "the term would vanish or push the chosen response down")
+        if not self.coefficient >= 0:
+            raise UserError(
+                f"coefficient={self.coefficient}: the term would push the chosen response down; "
+                "give 0 (no such term) or above"
+            )
 
     @property
     def needs(self) -> Needs:

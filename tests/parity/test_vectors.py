@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import ROOT, TrainConfig
+from src.config import ROOT
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.types import PairInputs, PairLogProbs, ResponseLogProbs, WindowTotals
+from src.schema import TrainConfig
 from src.training.assemble import build_objective
 from tests.config.test_compose import composed
 from tests.golden import make
@@ -65,15 +66,44 @@ def same(*names: str, **others: str | Callable[[Constants], Any]) -> dict[str, s
 
 SIMPO = same("beta", gamma_beta_ratio="gamma_ratio")
 
+SLIC = same("delta", nll_coefficient="lambda", nll_normalization="nll")
 CPO = same("beta", nll_coefficient="lambda", nll_normalization="nll")
 GAPPO = same("beta", gamma_beta_ratio="gamma", weighting="weight")
+
+
+def with_drift(objective: Objective, pairs: PairInputs, vector: Vector) -> tuple[Objective, PairInputs]:
+    """The vector's log-ratios of mismatched responses, one a pair, as those of both responses of the pair."""
+    ones = torch.ones_like(pairs.policy.chosen.tokens)
+    drift = ResponseLogProbs(torch.tensor(vector["config"]["kl_logratios"], dtype=ones.dtype), ones)
+    none = ResponseLogProbs(torch.zeros_like(ones), ones)
+    return objective, replace(
+        pairs, mismatched=PairLogProbs(drift, drift), mismatched_reference=PairLogProbs(none, none)
+    )
+
 
 ROWS: dict[str, Row] = {
     # reference-based
     "dpo": Row("dpo", same("beta")),
+    "cdpo": Row("cdpo", same("beta", label_smoothing="eps")),
+    "rdpo_unbiased": Row("rdpo_unbiased", same("beta", label_smoothing="eps")),
+    "ipo_sum": Row("ipo", same("tau")),
+    "ipo_avg": Row("ipo_avg", same("tau")),
+    "ipo_cpo_framework": Row("ipo_cpo", same(tau="beta")),
+    "r_dpo": Row("r_dpo", same("beta", "alpha", "sign")),
+    "r_dpo_gamma_po_table6_sign": Row("r_dpo", same("beta", "alpha", "sign")),
+    "slic_sft_seq_sum": Row("slic", SLIC),
+    "slic_sft_seq_mean": Row("slic", SLIC),
+    "slic_hinge_ref": Row("slic_hinge", same("tau")),
+    "odpo": Row("odpo", same("beta", "alpha", "offset")),
+    "odpo_identity": Row("odpo", same("beta", "alpha", "offset")),
+    "focalpo_grad": Row("focalpo", same("beta", "factor", focal_exponent="gamma")),
+    "focalpo_stopgrad": Row("focalpo_stop_gradient", same("beta", "factor", focal_exponent="gamma")),
     # reference-free
     "simpo": Row("simpo", SIMPO),
     "simpo_zero_length": Row("simpo", SIMPO),
+    "simpo_ls": Row("simpo_smoothed", SIMPO | {"label_smoothing": "eps"}),
+    "rsimpo_eq13": Row("rsimpo", SIMPO | {"label_smoothing": "eps"}),
+    "rsimpo_unbiased": Row("rsimpo_unbiased", SIMPO | {"label_smoothing": "eps"}),
     "amapo_code": Row("amapo", same("beta", fidelity="variant")),
     "amapo_paper": Row("amapo", same("beta", fidelity="variant")),
     "amapo_zero_length": Row("amapo", same("beta", fidelity="variant")),
@@ -99,6 +129,8 @@ ROWS: dict[str, Row] = {
     "dr_dpo": Row("dr_dpo", same("beta", "beta_prime")),
     # with state
     # of other inputs
+    "kto_paired": Row("kto", same("beta", lambda_chosen="lambda_w", lambda_rejected="lambda_l"), with_drift),
+    "kto_pair_swapped": Row("kto_swapped", same("beta")),
 }
 
 
@@ -127,7 +159,7 @@ def inputs_of(batch: Mapping[str, list[float]], dtype: torch.dtype) -> PairInput
     policy = PairLogProbs(response("s_w", "n_w"), response("s_l", "n_l"))
     policy.chosen.summed.requires_grad_()
     policy.rejected.summed.requires_grad_()
-    scores = [torch.tensor(batch[name], dtype=torch.float32) for name in ("c_w", "c_l")]
+    scores = [torch.tensor(batch[name], dtype=dtype) for name in ("c_w", "c_l")]
     return PairInputs(policy, PairLogProbs(response("q_w", "n_w"), response("q_l", "n_l")), *scores)
 
 
