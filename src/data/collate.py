@@ -63,6 +63,30 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, index: slice) -> PairBatch:
+        """Some of the pairs, in rows as wide as before."""
+        chosen = torch.arange(len(self))[index]
+        rows = torch.cat([chosen, chosen + len(self)]) if self.has_rejected else chosen
+        layout = PaddedLayout(*(getattr(self.layout, name)[rows] for name in ("input_ids", "supervised", "starts")))
+        supervised, starts = layout.supervised.sum(-1), layout.starts
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return PairBatch(
+            layout=layout,
+            ids=self.ids[index],
+            has_rejected=self.has_rejected,
+            flipped=self.flipped[index],
+            chosen_scores=cut(self.chosen_scores),
+            rejected_scores=cut(self.rejected_scores),
+            reference=None if self.reference is None else self.reference[index],
+            tokens=int((starts + supervised).sum()),
+            chosen_tokens=int(supervised[: len(chosen)].sum()),
+            prompt_tokens=int((starts[: len(chosen)] - 1).clamp(min=0).sum()),
+            mismatched=None if self.mismatched is None else self.mismatched[index],
+        )
+
     def to(self, device: torch.device) -> PairBatch:
         """The batch with its tensors on ``device``."""
 

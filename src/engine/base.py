@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.data.collate import PairBatch
+from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 
 
@@ -37,8 +39,26 @@ class Engine(Protocol):
         """Add this forward's share of the window's gradient."""
         ...
 
-    def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the accumulated gradient (scalar, on the device)."""
+    def gradient_norm(self, scope: PerturbedScope = "full") -> Tensor:
+        """Global L2 norm of the accumulated gradient over ``scope`` (scalar, on the device)."""
+        ...
+
+    def perturbed(self, scale: Tensor, scope: PerturbedScope) -> AbstractContextManager[Tensor]:
+        """Within the block the weights stand at θ + scale·gradient over ``scope``; after it at θ, bit for bit.
+
+        The accumulated gradient is forgotten on entering; one taken within the block stays. Yields the applied
+        fraction: how much of the displacement the engine's compute precision sees, 1 when nothing is rounded away.
+        """
+        ...
+
+    def slopes(
+        self, batch: PairBatch, scope: PerturbedScope, *, per_token: bool = False
+    ) -> tuple[PairLogProbs, PairLogProbs]:
+        """Log-probs and their derivatives along the accumulated gradient over ``scope``, by forward mode."""
+        ...
+
+    def perturbation_note(self, scope: PerturbedScope) -> str:
+        """In words, what a perturbation over ``scope`` moves; raises ``UserError`` when that is nothing."""
         ...
 
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
@@ -54,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def save_model(self, directory: Path) -> None:
-        """Write weights and configuration as ``AutoModelForCausalLM.from_pretrained`` reads them."""
+        """Write weights and configuration, or an adapter alone, for ``AutoModelForCausalLM.from_pretrained``."""
         ...
 
     def training_state(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,15 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_model
 from torch import Tensor
 
-from src.config import TrainingConfig
 from src.data.collate import PairBatch
+from src.engine.optimizer import optimizer_and_schedule
+from src.engine.perturb import displaced, gradient_norm, scope_note, scope_parameters
 from src.errors import UserError
-from src.model.logps import pair_log_probs
+from src.model.adapter import load_adapter_weights, save_weights, settings_of
+from src.model.logps import log_prob_slopes, pair_log_probs
+from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
+from src.schema import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,9 +66,29 @@ class LocalEngine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def gradient_norm(self) -> Tensor:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+    def gradient_norm(self, scope: PerturbedScope = "full") -> Tensor:
+        return gradient_norm(list(self.scope(scope).values()))
+
+    def scope(self, scope: PerturbedScope) -> dict[str, torch.nn.Parameter]:
+        """Trained parameters by name."""
+        return scope_parameters(self.accelerator.unwrap_model(self.model), scope)
+
+    @contextmanager
+    def perturbed(self, scale: Tensor, scope: PerturbedScope) -> Iterator[Tensor]:
+        compute = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        with displaced(list(self.scope(scope).values()), scale, compute) as applied:
+            self.discard_gradients()
+            yield applied
+
+    def slopes(
+        self, batch: PairBatch, scope: PerturbedScope, *, per_token: bool = False
+    ) -> tuple[PairLogProbs, PairLogProbs]:
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            return log_prob_slopes(model, batch, self.scope(scope), per_token=per_token)
+
+    def perturbation_note(self, scope: PerturbedScope) -> str:
+        return scope_note(self.accelerator.unwrap_model(self.model), scope)
 
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, gradient_norm)
@@ -78,7 +103,7 @@ class LocalEngine:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def save_model(self, directory: Path) -> None:
-        self.accelerator.unwrap_model(self.model).save_pretrained(directory)
+        save_weights(self.accelerator.unwrap_model(self.model), directory)
 
     def training_state(self) -> dict[str, Any]:
         state = {
@@ -113,35 +138,11 @@ def refuse_missing_device(device: str) -> None:
         raise UserError("engine.device=cuda, but torch finds no CUDA device here; use engine.device=cpu or auto")
 
 
-def optimizer_and_schedule(
-    model: PreTrainedModel, config: TrainingConfig, total_steps: int
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """Fused AdamW with decay on matrices only, and transformers' schedule (the first step of a warm-up has rate 0)."""
-    from transformers import get_scheduler
-
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
-    schedule = get_scheduler(
-        "constant_with_warmup" if config.scheduler == "constant" else config.scheduler,
-        optimizer,
-        num_warmup_steps=int(np.ceil(config.warmup_ratio * total_steps)),
-        num_training_steps=total_steps,
-    )
-    return optimizer, schedule
-
-
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Copy the weights of a checkpoint into ``model`` in place, bit for bit."""
+    """Copy the weights of a checkpoint, or its adapter alone, into ``model`` in place, bit for bit."""
+    if settings_of(model) is not None:
+        load_adapter_weights(model, directory)
+        return
     shards = sorted(directory.glob("*.safetensors"))
     if len(shards) == 1:
         load_model(model, shards[0], strict=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.data.collate import PaddedLayout, PairBatch
-from src.objective.types import PairLogProbs, ResponseLogProbs, each_tensor
+from src.objective.types import PairLogProbs, ResponseLogProbs, each_tensor, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,3 +70,47 @@ def split_rows(rows: ResponseLogProbs, pairs: int, has_rejected: bool) -> PairLo
     """From rows (chosen first, then rejected) to pairs."""
     chosen = rows[:pairs]
     return PairLogProbs(chosen, rows[pairs:] if has_rejected else each_tensor(chosen.detach(), torch.zeros_like))
+
+
+class Kernel(torch.nn.Module):
+    """The kernel as a module, so that its parameters can be replaced for one call."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PairBatch, per_token: bool) -> tuple[Tensor, ...]:
+        return tuple(tensors_of(pair_log_probs(self.model, batch, per_token=per_token)))
+
+
+def log_prob_slopes(
+    model: PreTrainedModel, batch: PairBatch, parameters: Mapping[str, torch.nn.Parameter], *, per_token: bool = False
+) -> tuple[PairLogProbs, PairLogProbs]:
+    """Log-probs, and their derivatives where each of ``parameters`` (by name in the model) moves along its ``grad``.
+
+    Forward-mode differentiation: one pass whatever the number of pairs, exact to first order, no weight is touched.
+    """
+    moving = {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
+    values = {f"model.{name}": parameter.detach() for name, parameter in moving.items()}
+    directions = {f"model.{name}": parameter.grad for name, parameter in moving.items()}
+    kernel, training = Kernel(model), model.training
+
+    def run(values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = functional_call(kernel, values, (batch, per_token))
+        return found
+
+    # only checkpointing looks at the training flag, and recomputing would lose the tangents; of the attention kernels
+    # only the plain one knows forward mode
+    model.train(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            found, slopes = jvp(run, (values,), (directions,))  # type: ignore[misc]
+    finally:
+        model.train(training)
+    return as_pairs(found), as_pairs(slopes)
+
+
+def as_pairs(tensors: Sequence[Tensor]) -> PairLogProbs:
+    """From the flat tensors of the kernel back to pairs."""
+    half = len(tensors) // 2
+    return PairLogProbs(ResponseLogProbs(*tensors[:half]), ResponseLogProbs(*tensors[half:]))

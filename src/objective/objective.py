@@ -17,6 +17,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from src.errors import UserError
 from src.objective.perturbations import NoPerturbation
 from src.objective.temperatures import Fixed
 from src.objective.types import (
@@ -39,6 +40,8 @@ from src.objective.types import (
     Temperature,
     Weight,
     WindowTotals,
+    each_tensor,
+    tensors_of,
 )
 
 PAIR_METRICS = (
@@ -83,6 +86,23 @@ class Objective:
         rejected = self.link.needs.rejected
         return replace(union, rejected=rejected, reference=union.reference and rejected)
 
+    def __post_init__(self) -> None:
+        wanted = self.needs
+        given = getattr(self.perturbation, "gives", Needs())
+        for name, part in (("anchor_gaps", "AnchorProbe"), ("gradient_norms", "GradientNorms")):
+            if getattr(wanted, name) and not getattr(given, name):
+                reader = next(slot for slot, one in self.parts.items() if getattr(one.needs, name))
+                raise UserError(
+                    f"the {reader} {type(getattr(self, reader)).__name__} reads {name.replace('_', ' ')}, which "
+                    f"perturbation={type(self.perturbation).__name__} does not give; "
+                    f"take src.objective.perturbations.{part} for the perturbation"
+                )
+            if getattr(given, name) and not getattr(wanted, name):
+                raise UserError(
+                    f"perturbation={type(self.perturbation).__name__} finds {name.replace('_', ' ')} that no part "
+                    "reads, at the cost of a backward pass; leave it out, or choose a part that reads them"
+                )
+
     def initial_state(self) -> ObjectiveState:
         """State before the first step."""
         return {name: part.initial_state() for name, part in self.parts.items() if isinstance(part, Stateful)}
@@ -93,6 +113,18 @@ class Objective:
             self.reward(policy.chosen, None if reference is None else reference.chosen),
             self.reward(policy.rejected, None if reference is None else reference.rejected),
         )
+
+    def margin_slopes(self, policy: PairLogProbs, slopes: PairLogProbs, reference: PairLogProbs | None) -> Tensor:
+        """[n]: by how much each reward margin changes, to first order, where the log-probs change by ``slopes``."""
+        with torch.enable_grad():
+            policy = each_tensor(policy, lambda tensor: tensor.detach().requires_grad_())
+            margins = self.rewards(policy, reference).margins
+            leaves = tensors_of(policy)
+            # a margin depends on the log-probs of its own pair alone, so one backward gives every pair's row
+            gradients = torch.autograd.grad(margins.sum(), leaves, allow_unused=True)
+        terms = zip(gradients, tensors_of(slopes), strict=True)
+        products = [gradient * slope for gradient, slope in terms if gradient is not None]
+        return torch.stack([product.reshape(len(policy), -1).sum(1) for product in products]).sum(0)
 
     def group(self, inputs: PairInputs) -> MarginGroup:
         """What temperatures, targets and weights look at, without gradient."""

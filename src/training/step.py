@@ -1,12 +1,9 @@
-"""One optimizer step over one window: probe, weigh, update.
-
-The only place where an objective's needs become work.
-"""
+"""One optimizer step over one window: probe, weigh, update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,10 +12,10 @@ from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.errors import UserError
 from src.objective.objective import Objective, ObjectiveState
-from src.objective.types import PairInputs, PairLogProbs, PairTerms, Scope, WindowTotals, concatenate
-
-Window = Sequence[PairBatch]
-"""The micro-batches of one optimizer step."""
+from src.objective.perturbations import Sharpness
+from src.objective.types import PairInputs, PairTerms, Scope, WindowTotals, concatenate
+from src.training.inputs import Window, pair_inputs
+from src.training.probe import Probed, probe_parameters, sharpened, with_probed
 
 
 class NonFiniteError(UserError):
@@ -40,41 +37,92 @@ def training_step(
     engine: Engine, objective: Objective, state: ObjectiveState, window: Window, max_grad_norm: float
 ) -> StepOutput:
     """Update the weights by one window; raises ``NonFiniteError`` (naming its pairs) instead of a broken update."""
-    totals = WindowTotals(sum(map(len, window)), sum(batch.chosen_tokens for batch in window))
-    probed, state = probe(engine, objective, state, window)
-    losses, collected, start = [], [], 0
-    for batch in window:
-        inputs = pair_inputs(objective, engine.log_probs(batch), batch)
-        if probed is None:
-            terms, state = grouped_terms(objective, inputs, state)
-        else:
-            terms = probed[start : start + len(batch)]
-        loss = objective.loss(inputs, terms, totals)
-        engine.backward(loss)
-        losses.append(loss.detach())
-        collected.append(objective.metrics(inputs, terms) if batch.has_rejected else chosen_only(inputs))
-        start += len(batch)
-    norm, loss = engine.gradient_norm(), torch.stack(losses).sum()
-    if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
+    probed = probe_parameters(engine, objective, window)
+    passed = pass_over(engine, objective, state, window, probed)
+    if isinstance(objective.perturbation, Sharpness):
+        with sharpened(engine, objective.perturbation) as found:
+            pass_over(engine, objective, state, window, probed)
+        per_pair = {name: value.expand(len(passed.flipped)) for name, value in found.items()}
+        passed = replace(passed, pair_metrics=passed.pair_metrics | per_pair)
+    norm = engine.gradient_norm()
+    if not bool(torch.isfinite(norm) & torch.isfinite(passed.loss)):
         engine.discard_gradients()
-        raise NonFiniteError(non_finite_message(loss, norm, window, collected), exit_code=1)
+        raise NonFiniteError(non_finite_message(passed, norm, window), exit_code=1)
     engine.clip_and_step(norm, max_grad_norm)
+    return replace(passed, gradient_norm=norm)
+
+
+def pass_over(
+    engine: Engine,
+    objective: Objective,
+    state: ObjectiveState,
+    window: Window,
+    probed: Probed | None,
+    *,
+    learning: bool = True,
+) -> StepOutput:
+    """Loss of the window at the weights as they are, and its gradient when ``learning``.
+
+    The state is the one after the window; without ``learning`` every group sees the state given, which is returned.
+    """
+    totals, losses, collected, start = totals_of(window), [], [], 0
+    with torch.set_grad_enabled(learning):
+        terms_of_window, state = window_terms(engine, objective, state, window, probed, learning)
+        for batch in window:
+            pairs = slice(start, start + len(batch))
+            found = pair_inputs(engine, objective, batch, for_terms=terms_of_window is None)
+            inputs = with_probed(found, probed, pairs)
+            if terms_of_window is None:
+                terms, state = grouped_terms(objective, inputs, state, learning)
+            else:
+                terms = terms_of_window[pairs]
+            loss = objective.loss(inputs, terms, totals)
+            if learning:
+                engine.backward(loss)
+            losses.append(loss.detach())
+            collected.append(metrics_of(objective, inputs, terms, batch, probed, pairs))
+            start += len(batch)
     metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-    return StepOutput(loss, metrics, torch.cat([batch.flipped for batch in window]), norm, state)
+    flipped = torch.cat([batch.flipped for batch in window])
+    return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
 
 
-def probe(
-    engine: Engine, objective: Objective, state: ObjectiveState, window: Window
+def totals_of(window: Window) -> WindowTotals:
+    """Global sizes of the window."""
+    return WindowTotals(
+        pairs=sum(map(len, window)),
+        chosen_tokens=sum(batch.chosen_tokens for batch in window),
+        prompt_tokens=sum(batch.prompt_tokens for batch in window),
+    )
+
+
+def metrics_of(
+    objective: Objective, inputs: PairInputs, terms: PairTerms, batch: PairBatch, probed: Probed | None, pairs: slice
+) -> dict[str, Tensor]:
+    """What is logged of each pair of a forward, [n] each."""
+    if not batch.has_rejected:
+        return {"logps/chosen": inputs.policy.chosen.summed.detach()}
+    found = {} if probed is None else {name: values[pairs] for name, values in probed.diagnostics.items()}
+    return objective.metrics(inputs, terms) | found
+
+
+def window_terms(
+    engine: Engine,
+    objective: Objective,
+    state: ObjectiveState,
+    window: Window,
+    probed: Probed | None,
+    evolving: bool,
 ) -> tuple[PairTerms | None, ObjectiveState]:
-    """Targets and weights of all pairs of the window, when a group of statistics reaches over several forwards.
+    """Terms of all pairs of the window, when a group of statistics reaches over several forwards.
 
     ``None`` when every group lies within one forward, which then gives the statistics itself.
     """
     if fits_in_forwards(objective.needs.statistics, window):
         return None, state
     with torch.no_grad():
-        parts = [pair_inputs(objective, engine.log_probs(batch), batch) for batch in window]
-    return grouped_terms(objective, concatenate(parts), state)
+        inputs = concatenate([pair_inputs(engine, objective, batch) for batch in window])
+    return grouped_terms(objective, with_probed(inputs, probed, slice(None)), state, evolving)
 
 
 def fits_in_forwards(scope: Scope | None, window: Window) -> bool:
@@ -84,63 +132,37 @@ def fits_in_forwards(scope: Scope | None, window: Window) -> bool:
     return scope != "window" and all(len(batch) % scope == 0 for batch in window)
 
 
-def grouped_terms(objective: Objective, inputs: PairInputs, state: ObjectiveState) -> tuple[PairTerms, ObjectiveState]:
-    """Targets and weights of ``inputs``, group of statistics by group, in order."""
+def grouped_terms(
+    objective: Objective, inputs: PairInputs, state: ObjectiveState, evolving: bool
+) -> tuple[PairTerms, ObjectiveState]:
+    """Terms of ``inputs``, group of statistics by group, in order; the state moves on only when ``evolving``."""
     scope = objective.needs.statistics
     size = scope if isinstance(scope, int) else max(len(inputs), 1)
     parts = []
     for start in range(0, len(inputs), size):
-        terms, state = objective.terms(inputs[start : start + size], state)
+        terms, after = objective.terms(inputs[start : start + size], state)
+        state = after if evolving else state
         parts.append(terms)
     return PairTerms.concatenate(parts), state
 
 
-def pair_inputs(objective: Objective, policy: PairLogProbs, batch: PairBatch) -> PairInputs:
-    """What the parts may look at, and no more than they declared to need."""
-    needs = objective.needs
-    return PairInputs(
-        policy,
-        batch.reference if needs.reference else None,
-        batch.chosen_scores if needs.scores else None,
-        batch.rejected_scores if needs.scores else None,
-    )
-
-
-@torch.no_grad()
 def validate(engine: Engine, objective: Objective, state: ObjectiveState, batches: Sequence[PairBatch]) -> StepOutput:
     """Loss and metrics over ``batches`` without an update; the state it returns is the one it was given.
 
     The mean over all pairs, with statistics over the declared scope (a forward, a number of pairs in order, or all).
     """
-    totals = WindowTotals(sum(map(len, batches)), sum(batch.chosen_tokens for batch in batches))
-    inputs = [pair_inputs(objective, engine.log_probs(batch), batch) for batch in batches]
-    if objective.needs.statistics not in (None, "forward"):
-        inputs = [concatenate(inputs)]
-    losses, collected = [], []
-    for part in inputs:
-        terms, _ = grouped_terms(objective, part, state)
-        losses.append(objective.loss(part, terms, totals))
-        collected.append(objective.metrics(part, terms))
-    metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-    flipped = torch.cat([batch.flipped for batch in batches])
-    return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
+    return pass_over(engine, objective, state, batches, probe_parameters(engine, objective, batches), learning=False)
 
 
-def chosen_only(inputs: PairInputs) -> dict[str, Tensor]:
-    """Metrics of demonstrations, which have no rejected response."""
-    return {"logps/chosen": inputs.policy.chosen.summed.detach()}
-
-
-def non_finite_message(loss: Tensor, norm: Tensor, window: Window, collected: Sequence[dict[str, Tensor]]) -> str:
+def non_finite_message(passed: StepOutput, norm: Tensor, window: Window) -> str:
     """Which pairs the broken window held, and which of them have non-finite log-probs."""
-    broken = []
-    for batch, metrics in zip(window, collected, strict=True):
-        finite = torch.stack([torch.isfinite(value) for value in metrics.values()]).all(0).tolist()
-        broken += [name for name, fine in zip(batch.ids, finite, strict=True) if not fine]
-    ids = ", ".join(name for batch in window for name in batch.ids)
+    names = [name for batch in window for name in batch.ids]
+    finite = torch.stack([torch.isfinite(value) for value in passed.pair_metrics.values()]).all(0).tolist()
+    broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
     what = f"pairs with non-finite log-probs or rewards: {', '.join(broken)}" if broken else "every pair is finite"
     return (
-        f"loss={loss.item():g}, gradient norm={norm.item():g}: no update was made, since it would ruin the weights. "
-        f"The window holds {ids}; {what}. The last checkpoint is intact; "
+        f"loss={passed.loss.item():g}, gradient norm={norm.item():g}: "
+        "no update was made, since it would ruin the weights. "
+        f"The window holds {', '.join(names)}; {what}. The last checkpoint is intact; "
         "lower training.learning_rate, or look at these pairs"
     )
