@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from src.errors import UserError
+from src.schema import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +29,14 @@ def trained_share(model: PreTrainedModel) -> Share:
     """How many of the model's parameters get a gradient."""
     parameters = list(model.parameters())
     return Share(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+
+
+def what_is_trained(config: TrainConfig) -> str:
+    """In words, which parameters a run trains."""
+    if config.adapter.name != "none":
+        return f"adapters of rank {config.adapter.r} (adapter={config.adapter.name})"
+    everything = config.model.trainable == "full"
+    return "all of the model" if everything else f"feed-forward projections (model.trainable={config.model.trainable})"
 
 
 def select_trainable(model: PreTrainedModel, trainable: str) -> None:

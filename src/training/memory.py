@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
-from src.schema import ModelConfig, TrainConfig
+from src.model.trainable import Share, select_trainable, trained_share
+from src.schema import TrainConfig
 
 GIB = 1024**3
 
@@ -31,25 +32,32 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def parameter_count(config: ModelConfig, vocabulary: int | None) -> int:
-    """Parameters of ``model.architecture``, tied ones once, with ``vocabulary`` tokens if given; makes no weights."""
+def parameter_share(config: TrainConfig, vocabulary: int | None) -> Share:
+    """Parameters of ``model.architecture`` (with ``vocabulary`` tokens if given) and its adapter, and how many of them
+    the run trains; makes no weights. Raises ``UserError`` when there is nothing of the kind to train."""
     from transformers import AutoConfig
 
+    from src.model.adapter import add_adapter
     from src.model.load import architecture_only, architecture_values
 
-    values = architecture_values(config)
+    values = architecture_values(config.model)
     if not values:
-        raise UserError(f"model={config.name} gives no model.architecture, from which memory is estimated; add it")
-    if config.path is None and vocabulary is not None:
+        raise UserError(
+            f"model={config.model.name} gives no model.architecture, from which memory is estimated; add it"
+        )
+    if config.model.path is None and vocabulary is not None:
         values["vocab_size"] = vocabulary
     architecture = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
         model = architecture_only(architecture)
-    return sum(parameter.numel() for parameter in model.parameters())
+        select_trainable(model, config.model.trainable)
+        if config.adapter.name != "none":
+            add_adapter(model, config.adapter, config.seed)
+    return trained_share(model)
 
 
-def training_memory(config: TrainConfig, parameters: int, longest: int, both: bool) -> Memory:
-    """Upper estimate for full fine-tuning with float32 weights, gradients and Adam moments on one device.
+def training_memory(config: TrainConfig, share: Share, longest: int, both: bool) -> Memory:
+    """Upper estimate with float32 weights on one device, and float32 gradients and moments of what is trained.
 
     ``longest``: tokens of the longest prompt with a response; ``both``: whether rejected responses are computed too.
     """
@@ -61,4 +69,6 @@ def training_memory(config: TrainConfig, parameters: int, longest: int, both: bo
     kept = layers + ACTIVATION_COPIES if config.model.gradient_checkpointing else layers * ACTIVATION_COPIES
     # logits, their exponentials and their gradient, in float32
     logits = 3 * 4 * tokens * int(architecture["vocab_size"])
-    return Memory(4 * parameters, 4 * parameters, 8 * parameters, tokens * width * kept * bytes_each, logits)
+    moments = 8 if config.training.optimizer == "adamw" else 4
+    gradients, optimizer = 4 * share.trained, moments * share.trained
+    return Memory(4 * share.total, gradients, optimizer, tokens * width * kept * bytes_each, logits)

@@ -14,6 +14,7 @@ from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
 from src.errors import UserError
+from src.model.trainable import Share
 from src.objective.types import Needs
 from src.schema import TrainConfig
 from src.training.assemble import (
@@ -25,7 +26,7 @@ from src.training.assemble import (
     sampler_of,
 )
 from src.training.checks import chosen_recipe, recipe_exists
-from src.training.memory import Memory, parameter_count, training_memory
+from src.training.memory import Memory, parameter_share, training_memory
 from src.training.run import hash_of_base, sft_base
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -56,7 +57,7 @@ class Plan:
     tokens_per_epoch: int
     longest: int
     steps: int
-    parameters: int
+    share: Share
     memory: Memory
     examples: list[Example]
     notes: list[str]
@@ -70,7 +71,7 @@ def plan_of(config: TrainConfig) -> Plan:
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
-    parameters = parameter_count(config.model, None if tokenizer is None else len(tokenizer))
+    share = parameter_share(config, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
         directory=run_directory(config, hash_of_base(base)),
@@ -78,8 +79,8 @@ def plan_of(config: TrainConfig) -> Plan:
         needs=objective.needs,
         exact=tokenizer is not None,
         steps=sampler_of(config, counted["pairs"]["train"]).steps(config.training.epochs, config.training.max_steps),
-        parameters=parameters,
-        memory=training_memory(config, parameters, counted["longest"], objective.needs.rejected),
+        share=share,
+        memory=training_memory(config, share, counted["longest"], objective.needs.rejected),
         **counted | {"notes": notes + counted["notes"]},
     )
 

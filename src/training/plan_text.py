@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from src.engine.optimizer import warmup_steps
+from src.model.trainable import what_is_trained
 from src.training.memory import GIB
 from src.training.plan import Plan
 
@@ -38,7 +40,8 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("method", f"{config.method['name']} ({needs_text(plan)})"),
         ("recipe", recipe),
-        ("model", f"{config.model.name}, {plan.parameters / 1e6:,.1f} M parameters, init={config.model.init}"),
+        ("model", f"{config.model.name}, {plan.share.total / 1e6:,.1f} M parameters, init={config.model.init}"),
+        ("trained", f"{plan.share}: {what_is_trained(config)}"),
         ("data", f"{config.dataset.name}: {about}{plan.pairs['train']} training, {plan.pairs['validation']} held out"),
         (
             "batch",
@@ -46,10 +49,17 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
             "x 1 rank",
         ),
         ("steps", f"{plan.steps} optimizer steps, {training.epochs:g} epochs, lr {training.learning_rate:g}"),
+        ("optimizer", optimizer_text(plan)),
         ("tokens", f"{about}{tokens:,} in all; longest row {about}{plan.longest}"),
         ("memory", memory_text(plan)),
         ("directory", str(plan.directory)),
     ]
+
+
+def optimizer_text(plan: Plan) -> str:
+    """The optimizer and how its rate goes."""
+    training = plan.config.training
+    return f"{training.optimizer}, {warmup_steps(training, plan.steps)} steps of warm-up, then {training.scheduler}"
 
 
 def needs_text(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config import STOPPED, compose_train, config_hash, run_directory
 from src.data.mismatch import RULE
@@ -18,11 +20,12 @@ from src.data.pairset import TokenizedPair
 from src.data.prepare import PreparedData
 from src.data.reference import ReferenceStore, reference_key, weights_hash
 from src.data.sampler import WindowSampler
-from src.engine.base import Engine
 from src.engine.local import LocalEngine, refuse_missing_device
 from src.environment import environment
 from src.errors import UserError
+from src.model.adapter import adapters_off, add_adapter, base_state, settings_of
 from src.model.load import build_model
+from src.model.trainable import trained_share, what_is_trained
 from src.objective.objective import Objective
 from src.objective.types import PairLogProbs
 from src.schema import TrainConfig
@@ -75,6 +78,8 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
     if read_status(directory).get("state") == "finished":
         say(f"finished already: {directory}")
         return 0
+    if base_config is not None and read_status(run_directory(base_config)).get("state") != "finished":
+        run_data(config, objective)  # what is wrong with the pairs is said before the base is trained, not after
     base = Base() if base_config is None else trained_base(base_config)
     if base is None:
         return STOPPED
@@ -95,7 +100,11 @@ def hash_of_base(base: TrainConfig | None) -> str:
 
 
 def sft_base(config: TrainConfig) -> TrainConfig | None:
-    """Configuration of the SFT run that ``model.init=sft`` starts from: same model and data, own recipe and seed."""
+    """Configuration of the SFT run that ``model.init=sft`` starts from: same model and data, own recipe and seed.
+
+    All parameters are trained, whatever the run itself trains, and no score filter applies to demonstrations: so the
+    runs of one model and data set share it.
+    """
     if config.model.init != "sft":
         return None
     start = "scratch" if config.model.path is None else "pretrained"
@@ -103,8 +112,8 @@ def sft_base(config: TrainConfig) -> TrainConfig | None:
     return compose_train(
         ["method=sft", f"model={config.model.name}", f"dataset={config.dataset.name}", f"debug={debug}"],
         {
-            "model": {**plain(config.model), "init": start},
-            "dataset": plain(config.dataset),
+            "model": {**plain(config.model), "init": start, "trainable": "full"},
+            "dataset": {**plain(config.dataset), "min_score_gap": 0.0},
             "engine": plain(config.engine),
             "seed": config.model.sft_seed,
             "output_root": config.output_root,
@@ -171,16 +180,11 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
 def assemble(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> Loop:
     """Data, model, reference log-probs and engine of a run, ready to start."""
     set_seed(config.seed)
-    source = build_source(config)
-    tokenizer = build_tokenizer(config, source)
-    template = build_template(config, tokenizer)
-    data = prepare_data(config, template, source, objective)
-    # what is saved with the weights must render prompts as they were trained on
-    tokenizer.chat_template = template.text.source
+    data, tokenizer = run_data(config, objective)
     write_json(directory / "manifest.json", data.manifest)
     sampler = sampler_of(config, len(data.train))
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
-    model = build_model(config.model, base.model_path or config.model.path, len(tokenizer), config.seed)
+    model = initial_policy(directory, config, base, len(tokenizer))
     engine = ENGINES[config.engine.name](model, config.training, total_steps, config.engine.device, config.model.dtype)
     batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
     loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
@@ -203,6 +207,48 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     )
 
 
+def run_data(config: TrainConfig, objective: Objective) -> tuple[PreparedData, PreTrainedTokenizerBase]:
+    """The prepared pairs of a run, and its tokenizer with the chat template that they were rendered by."""
+    source = build_source(config)
+    tokenizer = build_tokenizer(config, source)
+    template = build_template(config, tokenizer)
+    data = prepare_data(config, template, source, objective)
+    # what is saved with the weights must render prompts as they were trained on
+    tokenizer.chat_template = template.text.source
+    return data, tokenizer
+
+
+def initial_policy(directory: Path, config: TrainConfig, base: Base, vocabulary: int) -> PreTrainedModel:
+    """The policy before any step, with its adapter if there is one; ``model.json`` says what of it is trained."""
+    start = base.model_path or config.model.path
+    model = build_model(config.model, start, vocabulary, config.seed)
+    if config.adapter.name != "none":
+        revision = config.model.revision if start == config.model.path else None
+        add_adapter(model, config.adapter, config.seed, start or kept_base(model, directory), revision)
+    share, settings = trained_share(model), settings_of(model)
+    say(f"training {share}: {what_is_trained(config)}")
+    described = {
+        "parameters": share.total,
+        "trained": share.trained,
+        "trained_share": share.trained / share.total,
+        "trainable": config.model.trainable,
+        "adapter": config.adapter.name,
+        "base": settings.base_model_name_or_path if settings else start,
+    }
+    write_json(directory / "model.json", described)
+    return model
+
+
+def kept_base(model: PreTrainedModel, directory: Path) -> str:
+    """The folder of the run in which random initial weights are kept, for the adapter that belongs to them."""
+    folder = directory / "base"
+    if not folder.exists():
+        aside = directory / ".base"
+        model.save_pretrained(aside)
+        os.replace(aside, folder)
+    return str(folder)
+
+
 def schedule_of(config: TrainConfig, sampler: WindowSampler, total_steps: int) -> Schedule:
     """When things happen in this run."""
     return Schedule(
@@ -219,8 +265,11 @@ def schedule_of(config: TrainConfig, sampler: WindowSampler, total_steps: int) -
 def with_references(
     loader: PreparedLoader, engine: LocalEngine, data: PreparedData, config: TrainConfig
 ) -> PreparedLoader:
-    """The loader with the reference's log-probs of both splits; the reference is the policy before any step."""
-    weights = weights_hash(engine.model.state_dict())
+    """The loader with the reference's log-probs of both splits.
+
+    The reference is the policy before any step: for an adapter its base, so that runs with and without one share it.
+    """
+    weights = weights_hash(base_state(engine.model))
 
     def store(split: str, pairs: Sequence[TokenizedPair], what: str) -> ReferenceStore:
         key = reference_key(data.manifest["hash"], split, weights, config.model.dtype)
@@ -244,13 +293,13 @@ def with_references(
 
 
 def reference_store(
-    path: Path, engine: Engine, loader: PreparedLoader, pairs: Sequence[TokenizedPair], what: str
+    path: Path, engine: LocalEngine, loader: PreparedLoader, pairs: Sequence[TokenizedPair], what: str
 ) -> ReferenceStore:
     """The store at ``path``, computed and written when it is not there yet."""
     if path.exists():
         return ReferenceStore.load(path)
     say(f"reference log-probs: computing those of {len(pairs)} {what} once")
-    with torch.no_grad():
+    with torch.no_grad(), adapters_off(engine.model):
         parts = [
             engine.log_probs(loader.batch(pairs, indices, None)).to(torch.device("cpu"))
             for indices in in_order(len(pairs), loader.validation_batch)
@@ -260,13 +309,13 @@ def reference_store(
     return store
 
 
-def check_reference(engine: Engine, loader: PreparedLoader, tolerance: float) -> None:
+def check_reference(engine: LocalEngine, loader: PreparedLoader, tolerance: float) -> None:
     """Before any step the policy is the reference; raises ``UserError`` when the stored log-probs say otherwise."""
     first = loader.window(0)[0]
     gaps = []
     for batch in [first] if first.mismatched is None else [first, first.mismatched]:
         assert batch.reference is not None
-        with torch.no_grad():
+        with torch.no_grad(), adapters_off(engine.model):
             policy = engine.log_probs(batch)
         for mine, stored in ((policy.chosen, batch.reference.chosen), (policy.rejected, batch.reference.rejected)):
             gaps.append((mine.summed - stored.summed).abs() / stored.tokens.clamp(min=1))
