@@ -26,6 +26,10 @@ from src.objective.types import MarginGroup, Needs, Scope, State
 INITIAL_MARGINS = 8
 """How many draws from N(0, 1) the released code's queue starts with."""
 
+SMALLEST_SHARE = 1e-10
+"""Added to p in its logarithm, as the released code does. It moves margins in the eighth digit, so they agree with that
+code only with it."""
+
 
 def dynamic_margins(margins: Tensor, gamma0: float, tau: float, updates: int, step_size: float | None) -> Tensor:
     """γ_i of all ``margins`` [n], by mirror descent (γ-PO Eq. 9 and 22-24): [n], in their unit, with mean γ₀.
@@ -40,9 +44,10 @@ def dynamic_margins(margins: Tensor, gamma0: float, tau: float, updates: int, st
     eta = min(0.5 / tau, 1.0) if step_size is None else step_size
     scaled = torch.zeros_like(margins)  # log(n·p)
     for _ in range(updates):
-        gradient = gamma0 * torch.sigmoid(gamma0 * scaled.exp() - margins) + tau * (1 + scaled)
+        guarded = torch.logaddexp(scaled, torch.full_like(scaled, math.log(SMALLEST_SHARE * len(margins))))
+        gradient = gamma0 * torch.sigmoid(gamma0 * scaled.exp() - margins) + tau * (1 + guarded)
         moved = scaled - eta * gradient
-        scaled = moved - torch.logsumexp(moved, 0) + math.log(margins.shape[0])
+        scaled = moved - torch.logsumexp(moved, 0) + math.log(len(margins))
     return gamma0 * scaled.exp()
 
 
