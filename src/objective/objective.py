@@ -87,6 +87,12 @@ class Objective:
         return replace(union, rejected=rejected, reference=union.reference and rejected)
 
     def __post_init__(self) -> None:
+        if getattr(self.target, "two_points", False) and not getattr(self.link, "two_points", False):
+            raise UserError(
+                f"target={type(self.target).__name__} gives chosen and rejected rewards a point each, but "
+                f"link={type(self.link).__name__} holds their difference against one margin; "
+                "take src.objective.prospect.Prospect for the link, or a target of one margin"
+            )
         wanted = self.needs
         given = getattr(self.perturbation, "gives", Needs())
         for name, part in (("anchor_gaps", "AnchorProbe"), ("gradient_norms", "GradientNorms")):

@@ -28,6 +28,7 @@ class Prospect:
     lambda_chosen: float = 1.0
     lambda_rejected: float = 1.0
     needs = Needs(rejected=True)
+    two_points = True
 
     def __post_init__(self) -> None:
         require_positive("lambda_chosen", self.lambda_chosen, "chosen responses would count nothing or be pushed down")
@@ -73,6 +74,7 @@ class SwappedPoint:
     """
 
     statistics: Scope = "forward"
+    two_points = True
 
     @property
     def needs(self) -> Needs:

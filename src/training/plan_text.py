@@ -66,6 +66,8 @@ def needs_text(plan: Plan) -> str:
     """What the method asks of data and step."""
     needs = plan.needs
     wanted = [name for name in ("rejected", "reference", "scores") if getattr(needs, name)]
+    if needs.mismatched:
+        wanted.append("mismatched responses (a further forward)")
     if needs.statistics is not None:
         wanted.append(
             f"statistics over {'one forward' if needs.statistics == 'forward' else f'{needs.statistics} pairs'}"

@@ -177,6 +177,14 @@ def test_a_side_that_would_not_count_is_refused(name: str, value: float) -> None
         Prospect(**{name: value})
 
 
+def test_two_points_are_refused_by_a_link_that_reads_one() -> None:
+    with pytest.raises(UserError, match=r"SwappedPoint gives .* link=Logistic .*Prospect"):
+        objective(target=SwappedPoint(), link=Logistic())
+    one = objective(target=MismatchedPoint(), link=Logistic())
+    pairs = ratios([4.0], [-1.0], ([3.0], [1.0]))
+    assert loss_of(one, pairs).item() == pytest.approx(math.log1p(math.exp(-(0.5 - 0.2)))), "one point serves any link"
+
+
 def of_tokens(*rows: list[float]) -> ResponseLogProbs:
     """Responses of these log-probs, each after two tokens that are not supervised."""
     time = 2 + max(map(len, rows))
