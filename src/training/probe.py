@@ -108,7 +108,7 @@ def margin_gradient(engine: Engine, objective: Objective, group: Sequence[PairBa
 
 def margins(engine: Engine, objective: Objective, batch: PairBatch) -> Tensor:
     """Reward margins of a forward, [n], with gradient."""
-    inputs = pair_inputs(engine, objective, batch)
+    inputs = pair_inputs(engine, objective, batch, for_terms=False)
     return objective.rewards(inputs.policy, inputs.reference).margins
 
 
