@@ -121,8 +121,14 @@ def help_text(config_name: str) -> str:
         entry.removeprefix("optional ") for entry in entries if not entry.startswith(("override ", "optional local"))
     ]
     keys = path.read_text(encoding="utf-8").split("\nhydra:", 1)[0].split("\n\n", 1)[1]
-    listing = "".join(f"{group}: {', '.join(options_of(group.split('@')[0]))}\n" for group in groups)
+    listing = "".join(f"{group}: {summary_of(group.split('@')[0])}\n" for group in groups)
     return string.Template(loaded.hydra.help.template).substitute(APP_CONFIG_GROUPS=listing, CONFIG=keys.rstrip())
+
+
+def summary_of(group: str) -> str:
+    """The choices of a group as --help shows them; recipes are too many, and named by what they are of."""
+    options = options_of(group)
+    return f"<method>__<model>, taken where there is one ({len(options)})" if group == "recipe" else ", ".join(options)
 
 
 def options_of(group: str) -> list[str]:
