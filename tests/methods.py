@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from src.config import CONF, compose_train
+from src.config import CONF, composed_train, finished
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.types import PairInputs, PairLogProbs, PairTerms, ResponseLogProbs, WindowTotals
-from src.schema import TrainConfig
 from src.training.assemble import build_objective
 
 METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
@@ -21,14 +21,15 @@ METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
 
 
 @cache
-def configuration(*overrides: str) -> TrainConfig:
-    """A run on the toy world, without a recipe."""
-    return compose_train(["model=tiny", "dataset=toy", "~recipe", *overrides])
+def unresolved(method: str) -> DictConfig:
+    """A run of the method on the toy world, without a recipe, as Hydra composes it."""
+    return composed_train(["model=tiny", "dataset=toy", "~recipe", f"method={method}"])
 
 
-def composed(method: str, *overrides: str) -> Objective:
-    """The method with ``overrides`` of its constants (``beta=2``)."""
-    return build_objective(configuration(f"method={method}", *(f"method.{one}" for one in overrides)))
+def composed(method: str, *constants: str) -> Objective:
+    """The method with other values of its constants (``beta=2``), checked as a run's configuration is."""
+    others = OmegaConf.from_dotlist([f"method.{constant}" for constant in constants])
+    return build_objective(finished(cast(DictConfig, OmegaConf.merge(unresolved(method), others))))
 
 
 @dataclass(frozen=True)
