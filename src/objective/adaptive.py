@@ -39,13 +39,10 @@ NOT_IN_PAPER = {
 """Why an ablation goes with ``fidelity=released`` alone."""
 
 
-def require_spread(statistics: Scope) -> None:
-    """Raise ``UserError`` for a scope of so few pairs that they have no standard deviation."""
+def require_spread(statistics: Scope, because: str = "a standard deviation needs at least 2 pairs") -> None:
+    """Raise ``UserError`` for a scope of so few pairs that there is nothing to compare."""
     if isinstance(statistics, int) and statistics < 2:
-        raise UserError(
-            f"statistics={statistics}: a standard deviation needs at least 2 pairs; "
-            "give a number of pairs above 1, 'forward' or 'window'"
-        )
+        raise UserError(f"statistics={statistics}: {because}; give a number of pairs above 1, 'forward' or 'window'")
 
 
 @dataclass(frozen=True)

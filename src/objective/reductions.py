@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from src.objective.adaptive import require_spread
 from src.objective.rewards import require_positive
 from src.objective.types import Needs, Scope
 
@@ -29,8 +30,8 @@ class LogMeanExp:
     """−β' · log mean_i exp(−loss_i/β') over each group (Dr.DPO, Wu et al. 2024, Eq. 9).
 
     Pairs of large loss count exponentially less; β' → ∞ is the mean. The released code takes the pairs of one forward
-    on one device (``statistics=forward``); over ranks that is all pairs of the forward. The window's loss is the mean of
-    its groups' values, each counting as many times as it has pairs. ``statistics``: see ``Scope``.
+    on one device (``statistics=forward``); over ranks that is all pairs of the forward. The window's loss is the mean
+    of its groups' values, each counting as many times as it has pairs. ``statistics``: see ``Scope``.
     """
 
     beta_prime: float
@@ -38,6 +39,9 @@ class LogMeanExp:
 
     def __post_init__(self) -> None:
         require_positive("beta_prime", self.beta_prime, "1/beta_prime is how fast pairs of large loss fade")
+        require_spread(
+            self.statistics, "the log-mean-exp of 1 pair is its loss, which is DPO; it needs at least 2 pairs"
+        )
 
     @property
     def needs(self) -> Needs:

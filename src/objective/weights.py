@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from src.objective.adaptive import require_spread
 from src.objective.rewards import require_positive
 from src.objective.targets import score_leads
 from src.objective.types import MarginGroup, Needs, Scope
@@ -53,6 +54,10 @@ class ScoreGap:
     weighting: Literal["linear", "quadratic", "exponential"] = "linear"
     normalized: bool = False
     statistics: Scope = "window"
+
+    def __post_init__(self) -> None:
+        if self.normalized:
+            require_spread(self.statistics, "normalized by itself a pair weighs 1; a mean needs at least 2 pairs")
 
     @property
     def needs(self) -> Needs:

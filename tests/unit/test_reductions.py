@@ -177,3 +177,5 @@ def test_needs_and_refusals() -> None:
     assert LogMeanExp(1.0, "window").needs == Needs(rejected=True, statistics="window", spread=True)
     with pytest.raises(UserError, match="beta_prime=0"):
         LogMeanExp(0.0)
+    with pytest.raises(UserError, match=r"statistics=1: .*which is DPO"):
+        LogMeanExp(1.0, 1)

@@ -136,6 +136,12 @@ def test_statistics_are_asked_for_only_when_normalized() -> None:
     assert ScoreGap(normalized=True, statistics=4).needs == normalized
 
 
+def test_weights_normalized_pair_by_pair_are_refused() -> None:
+    with pytest.raises(UserError, match=r"statistics=1: .*at least 2 pairs"):
+        ScoreGap(normalized=True, statistics=1)
+    ScoreGap(statistics=1)
+
+
 def test_scores_are_needed() -> None:
     nothing = MarginGroup(
         PairRewards(torch.zeros(2), torch.zeros(2)), replace(inputs([1, 2], [1, 2]), chosen_scores=None)
