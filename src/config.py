@@ -45,7 +45,10 @@ def composed_train(overrides: list[str]) -> DictConfig:
 
 def compose_train(overrides: list[str], patch: dict[str, Any] | None = None) -> TrainConfig:
     """conf/train.yaml with ``overrides``, then ``patch``, checked and frozen: a program's second configuration."""
-    return finished(cast(DictConfig, OmegaConf.merge(composed_train(overrides), patch or {})))
+    from src.parts import with_parts
+
+    merged = cast(DictConfig, OmegaConf.merge(composed_train(overrides), patch or {}))
+    return finished(with_parts(merged, overrides))
 
 
 def finished(config: DictConfig) -> TrainConfig:
@@ -208,7 +211,13 @@ def constants_of(method: dict[Any, Any]) -> list[str]:
 
 def unread_constants(method: dict[Any, Any]) -> list[str]:
     """Constants that no part's interpolation reaches, directly or through another constant."""
-    texts = [json.dumps(value) for value in method.values() if isinstance(value, dict)]
+    parts = [value for value in method.values() if isinstance(value, dict)]
+    return sorted(set(constants_of(method)) - constants_read_by(method, parts))
+
+
+def constants_read_by(method: dict[Any, Any], node: Any) -> set[str]:
+    """Constants of the method that interpolations in ``node`` reach, directly or through another constant."""
+    texts = [json.dumps(node)]
     unread = set(constants_of(method))
     while texts:
         text = texts.pop()
@@ -216,7 +225,7 @@ def unread_constants(method: dict[Any, Any]) -> list[str]:
             if f"${{method.{name}}}" in text or f"${{..{name}}}" in text:
                 unread.discard(name)
                 texts.append(json.dumps(method[name]))
-    return sorted(unread)
+    return set(constants_of(method)) - unread
 
 
 def hashed_view(config: TrainConfig) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     method: dict[str, Any] = MISSING
+    parts: dict[str, Any] = field(default_factory=dict)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     noise: dict[str, Any] = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -20,15 +20,18 @@ from src.build import build, plain
 from src.config import CONF, config_hash, frozen, gaps, training_problems
 from src.engine.local import refuse_missing_device
 from src.errors import Problems, UserError
+from src.parts import given_overrides, with_parts
 from src.schema import TrainConfig
 from src.training.assemble import (
     PARTS,
     build_noise,
+    build_objective,
     build_source,
     build_tokenizer,
     check_best_metric,
     refuse_unknown_parts,
 )
+from src.training.needs import refuse_unscored_source, refuse_untrainable
 from src.training.run import hash_of_base, sft_base
 from src.training.rundir import refuse_other_configuration
 
@@ -38,6 +41,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
 
     ``strict``: weights and tokenizer must be at hand too, as training needs them.
     """
+    config = with_parts(config, given_overrides())
     problems = training_problems(config)
     if gaps(config):
         raise Problems(problems)
@@ -52,11 +56,12 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
             problems.append(str(error))
         return None
 
-    for name in (part for part in PARTS if part in ready.method):
-        find(partial(build, ready.method[name], f"method.{name}"))
+    slots = [name for name in PARTS if name in ready.method]
+    parts = [find(partial(build, ready.method[name], f"method.{name}")) for name in slots]
     find(lambda: refuse_unknown_parts(ready))
+    objective = None if any(part is None for part in parts) else find(lambda: build_objective(ready))
     find(lambda: refuse_unknown_recipe(ready))
-    find(lambda: refuse_unread_architecture(ready))
+    find(lambda: refuse_unusable_model(ready))
     find(lambda: refuse_unread_seed(ready))
     find(lambda: build_noise(ready))
     find(lambda: check_best_metric(ready))
@@ -71,6 +76,8 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     find(lambda: refuse_missing_logger(ready))
     source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
     if source is not None:
+        if objective is not None:
+            find(lambda: refuse_unscored_source(ready, objective, source))
         if strict and (ready.model.tokenizer or ready.model.path) is not None:
             find(lambda: build_tokenizer(ready, source))
         # one record says whether there is data at all; where the run is refused anyway, name its bad records too
@@ -87,12 +94,14 @@ def refuse_unknown_recipe(config: TrainConfig) -> None:
         known = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
         close = difflib.get_close_matches(str(recipe), known, n=1)
         hint = f"; did you mean recipe={close[0]}?" if close else "."
-        raise UserError(f"recipe={recipe} does not exist{hint} Choose one of: {', '.join(known)}")
+        method = usual_recipe(config).split("__")[0]
+        near = ", ".join(name for name in known if name.split("__")[0] == method)
+        raise UserError(f"recipe={recipe} does not exist{hint} Those of method={method}: {near}")
 
 
 def usual_recipe(config: TrainConfig) -> str:
-    """The recipe that is taken when the command line names none, if there is one."""
-    return f"{config.method['name']}__{config.model.name}"
+    """The recipe that is taken when the command line names none, if there is one: that of the method without swaps."""
+    return f"{config.method['name'].split('-')[0]}__{config.model.name}"
 
 
 def chosen_recipe(config: TrainConfig) -> str | None:
@@ -105,6 +114,12 @@ def chosen_recipe(config: TrainConfig) -> str | None:
 
 def recipe_exists(recipe: str | None) -> bool:
     return (CONF / "recipe" / f"{recipe}.yaml").exists()
+
+
+def refuse_unusable_model(config: TrainConfig) -> None:
+    """Raise ``UserError`` for an architecture that transformers does not know, or that lacks what is to be trained."""
+    refuse_unread_architecture(config)
+    refuse_untrainable(config)
 
 
 def refuse_unread_architecture(config: TrainConfig) -> None:
