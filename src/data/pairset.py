@@ -87,6 +87,12 @@ class PairSet(Sequence[TokenizedPair]):
         columns = [pc.list_value_length(self._columns[f"{side}_ids"]).to_numpy() for side in SIDES]
         return np.stack(columns, axis=1).astype(np.int64)
 
+    def unscored(self) -> list[str]:
+        """Ids of the pairs that lack a score."""
+        missing = pc.or_(pc.is_null(self._columns["chosen_score"]), pc.is_null(self._columns["rejected_score"]))
+        ids: list[str] = self._columns["id"].filter(missing).to_pylist()
+        return ids
+
 
 def _ids(scalar: Any) -> list[int]:
     return scalar.values.to_numpy().tolist()  # type: ignore[no-any-return]

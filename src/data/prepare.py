@@ -12,7 +12,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from src.data.cache import build_once
+from src.data.filter import ScoreFilter
 from src.data.noise import Noise, NoNoise
 from src.data.pairs import Demonstration, PreferencePair
 from src.data.pairset import SIDES, PairSet, PairWriter, TokenizedPair
@@ -48,7 +49,8 @@ class PrepareOptions:
     """Lengths in tokens. Raises ``UserError`` for settings that cannot work.
 
     ``truncation``: ``simpo`` (a prompt keeps its end, then responses are cut, as in the SimPO family's code)
-    or ``drop`` (what is too long is left out and counted).
+    or ``drop`` (what is too long is left out and counted). ``min_score_gap``: smallest difference of the two scores
+    of a training pair, in their unit; smaller ones are left out and counted. 0 keeps all, scored or not.
     """
 
     max_length: int
@@ -56,6 +58,7 @@ class PrepareOptions:
     truncation: str = "simpo"
     validation_fraction: float = 0.05
     split_seed: int = 0
+    min_score_gap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.truncation not in TRUNCATIONS:
@@ -89,13 +92,14 @@ def prepare(
     cache_root: str | Path,
     kind: str = "pairs",
 ) -> PreparedData:
-    """Read, split, perturb and tokenise ``source``, or take the result from the cache.
+    """Read, split, filter, perturb and tokenise ``source``, or take the result from the cache.
 
-    ``kind="pairs"``: train and validation pairs; noise touches train alone. ``kind="demonstrations"``: train
-    holds the source's demonstrations whose prompt is not in validation (no rejected side, noise has no part in
-    it), validation the same pairs as for ``pairs``.
+    ``kind="pairs"``: train and validation pairs; filter and noise touch train alone. ``kind="demonstrations"``:
+    train holds the source's demonstrations whose prompt is not in validation (no rejected side, so neither has a part
+    in it), validation the same pairs as for ``pairs``.
 
-    Raises ``UserError`` for bad records, duplicate ids, or a split that ends up empty.
+    Raises ``UserError`` for bad records, duplicate ids, unscored pairs where a filter needs scores, or a split that
+    ends up empty.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
@@ -110,7 +114,7 @@ def prepare(
             "stop_token": template.text.stop,
         },
         "noise": (noise if kind == "pairs" else NoNoise()).describe(),
-        "options": asdict(options),
+        "options": asdict(options if kind == "pairs" else replace(options, min_score_gap=0.0)),
     }
     key = _json_hash(identity)[:16]
     folder = Path(cache_root) / "prepared" / key
@@ -185,6 +189,7 @@ class _Builder:
     ) -> None:
         self.source, self.noise, self.template, self.options, self.kind = source, noise, template, options, kind
         self.bos_id = template.tokenizer.bos_token_id
+        self.filter = ScoreFilter(options.min_score_gap)
         self.dropped: dict[str, dict[str, Any]] = {}
         self.truncated = {"prompts": 0, "responses": 0}
         self.flipped: list[str] = []
@@ -228,7 +233,10 @@ class _Builder:
             if split == VALIDATION:
                 yield split, record
             elif self.kind == "pairs":
-                yield split, self.noise.apply(record)
+                if self.filter.keeps(record):
+                    yield split, self.noise.apply(record)
+                else:
+                    self._drop(record.id, self.filter.reason)
         if self.kind == "demonstrations":
             seen = set()
             for demonstration in self.source.demonstrations():
@@ -317,6 +325,7 @@ class _Builder:
     def _refuse_empty(self, counts: dict[str, int]) -> None:
         if all(counts.values()):
             return
+        self.filter.refuse_if_nothing_was_kept()
         reasons = ", ".join(f"{entry['count']} × {reason}" for reason, entry in sorted(self.dropped.items()))
         why = f"; dropped: {reasons or 'nothing'}" + (f" ({self.refusal})" if self.refusal else "")
         if not any(counts.values()):

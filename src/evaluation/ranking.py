@@ -107,7 +107,7 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
     policy = log_probs(config, trained, checkpoint / "model", pairs, per_token=tokens)
     for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
         columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
-    initial = initial_weights(trained)
+    initial = initial_weights(trained, checkpoint / "model")
     reference = None if initial is None else log_probs(config, trained, initial, pairs, per_token=tokens)
     if reference is not None:
         columns |= {
@@ -132,11 +132,15 @@ def refuse_other_data(directory: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def initial_weights(trained: TrainConfig) -> Path | None:
-    """Where the run started from, which is its reference; ``None`` for random weights, or when it is gone."""
+def initial_weights(trained: TrainConfig, weights: Path) -> Path | None:
+    """Where the run started from, which is its reference: for an adapter its base. ``None`` when that is gone, or
+    for random weights, which a run keeps for its adapter alone."""
     from src.config import run_directory
+    from src.model.adapter import saved_settings
     from src.training.run import sft_base
 
+    if (settings := saved_settings(weights)) is not None:
+        return Path(str(settings.base_model_name_or_path))
     base = sft_base(trained)
     if base is not None:
         path = run_directory(base) / "checkpoints" / "best" / "model"

@@ -23,15 +23,20 @@ from src.data.tokenizer import load_tokenizer, train_tokenizer, training_texts
 from src.errors import UserError
 from src.objective.objective import PAIR_METRICS, Objective
 from src.schema import TrainConfig
+from src.training.needs import refuse_unmet_needs, refuse_unscored_pairs
 
 REQUIRED_PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
 PARTS = (*REQUIRED_PARTS, "temperature", "perturbation")
 
 
 def build_objective(config: TrainConfig) -> Objective:
-    """The method's parts, checked and built; raises ``UserError`` for a part that refuses its constants."""
+    """The method's parts, checked and built; raises ``UserError`` for a part that refuses its constants, or that
+    needs what this configuration cannot give."""
     refuse_unknown_parts(config)
-    return Objective(**{name: build(config.method[name], f"method.{name}") for name in PARTS if name in config.method})
+    parts = {name: build(config.method[name], f"method.{name}") for name in PARTS if name in config.method}
+    objective = Objective(**parts)
+    refuse_unmet_needs(config, objective)
+    return objective
 
 
 def refuse_unknown_parts(config: TrainConfig) -> None:
@@ -97,13 +102,16 @@ def prepare_options(config: TrainConfig) -> PrepareOptions:
         truncation=dataset.truncation,
         validation_fraction=dataset.validation_fraction,
         split_seed=dataset.split_seed,
+        min_score_gap=dataset.min_score_gap,
     )
 
 
 def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, objective: Objective) -> PreparedData:
     """Prepared pairs, or demonstrations for an objective that uses no rejected response (with validation pairs)."""
     kind = "pairs" if objective.needs.rejected else "demonstrations"
-    return prepare(source, build_noise(config), template, prepare_options(config), Path(config.cache_root), kind)
+    data = prepare(source, build_noise(config), template, prepare_options(config), Path(config.cache_root), kind)
+    refuse_unscored_pairs(config, objective, data)
+    return data
 
 
 def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:

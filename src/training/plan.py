@@ -10,11 +10,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from src.config import run_directory
+from src.data.filter import ScoreFilter, refuse_unscored, score_gap
 from src.data.pairs import PreferencePair
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
 from src.errors import UserError
 from src.model.trainable import Share
+from src.objective.objective import Objective
 from src.objective.types import Needs
 from src.schema import TrainConfig
 from src.training.assemble import (
@@ -27,6 +29,7 @@ from src.training.assemble import (
 )
 from src.training.checks import chosen_recipe, recipe_exists
 from src.training.memory import Memory, parameter_share, training_memory
+from src.training.needs import readers_of_scores
 from src.training.run import hash_of_base, sft_base
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -69,8 +72,10 @@ def plan_of(config: TrainConfig) -> Plan:
     base = sft_base(config)
     recipe = chosen_recipe(config)
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
+    if objective.needs.reference and config.model.init == "scratch":
+        notes.append("the reference is the model with its random initial weights, since model.init=scratch")
     tokenizer, notes = tokenizer_if_any(config, notes)
-    counted = estimated_data(config) if tokenizer is None else prepared_counts(config, tokenizer)
+    counted = estimated_data(config, objective) if tokenizer is None else prepared_counts(config, tokenizer)
     share = parameter_share(config, None if tokenizer is None else len(tokenizer))
     return Plan(
         config=config,
@@ -130,15 +135,20 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids))
 
 
-def estimated_data(config: TrainConfig) -> dict[str, Any]:
+def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     """The same from text alone, by the named template and a rule of thumb for tokens."""
     dataset = config.dataset
     template = TextTemplate.named(config.model.template or "chatml", response_span=dataset.response_span)
-    counts = {"train": 0, "validation": 0}
+    counts, unscored = {"train": 0, "validation": 0}, []
+    far_apart = ScoreFilter(dataset.min_score_gap)
     tokens, longest, examples = 0, 0, list[Example]()
     for pair in build_source(config).pairs():
         split = split_of(pair.prompt, dataset.validation_fraction, dataset.split_seed)
+        if split == "train" and not far_apart.keeps(pair):
+            continue
         counts[split] += 1
+        if objective.needs.scores and score_gap(pair) is None:
+            unscored.append(pair.id)
         if split == "train":
             prompt, chosen = template.render_text(pair.prompt, pair.chosen)
             if len(examples) < 3:
@@ -146,7 +156,11 @@ def estimated_data(config: TrainConfig) -> dict[str, Any]:
             sizes = pair_sizes(prompt, chosen, pair)
             tokens += int(sum(min(size, dataset.max_length) for size in sizes))
             longest = max(longest, min(int(max(sizes)), dataset.max_length))
-    return {"notes": [], "pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
+    far_apart.refuse_if_nothing_was_kept()
+    refuse_unscored(unscored, sum(counts.values()), readers_of_scores(config, objective))
+    out = far_apart.seen - far_apart.kept
+    notes = [f"left out: {out} x {far_apart.reason}"] if out else []
+    return {"notes": notes, "pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
 
 
 def pair_sizes(prompt: str, chosen: str, pair: PreferencePair) -> tuple[float, float]:

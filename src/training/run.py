@@ -160,6 +160,7 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
         try:
             run = assemble(directory, config, objective, base)
             progress, total = run.start(), run.schedule.total_steps
+            say(f"training {trained_share(cast(LocalEngine, run.engine).model)}: {what_is_trained(config)}")
             stop.deferring = True
             status.write("running", progress, total)
             with cast(TerminalDisplay, run.display).showing(progress.step):
@@ -186,6 +187,9 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
     model = initial_policy(directory, config, base, len(tokenizer))
     engine = ENGINES[config.engine.name](model, config.training, total_steps, config.engine.device, config.model.dtype)
+    scope = getattr(objective.perturbation, "scope", None)
+    if scope is not None:
+        say(engine.perturbation_note(scope))
     batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
     loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
     if objective.needs.mismatched:
@@ -226,7 +230,6 @@ def initial_policy(directory: Path, config: TrainConfig, base: Base, vocabulary:
         revision = config.model.revision if start == config.model.path else None
         add_adapter(model, config.adapter, config.seed, start or kept_base(model, directory), revision)
     share, settings = trained_share(model), settings_of(model)
-    say(f"training {share}: {what_is_trained(config)}")
     described = {
         "parameters": share.total,
         "trained": share.trained,
