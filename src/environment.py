@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "accelerate", "numpy", "hydra-core")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "hydra-core")
 
 
 def environment() -> dict[str, Any]:
