@@ -130,7 +130,27 @@ def combination_problems(config: TrainConfig) -> list[str]:
         )
     if config.training.warmup_ratio > 1:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
-    return problems + model_problems(config) + method_problems(config) + unread_problems(config)
+    problems += model_problems(config) + method_problems(config)
+    return problems + perturbation_problems(config) + unread_problems(config)
+
+
+def perturbation_problems(config: TrainConfig) -> list[str]:
+    """Perturbations of pairs that no window has, or of an output layer that is not trained."""
+    perturbation = config.method.get("perturbation") or {}
+    batch, pairs = config.training.global_batch_size, perturbation.get("anchor_pairs")
+    problems = []
+    if isinstance(pairs, int) and pairs > batch:
+        problems.append(
+            f"anchor_pairs={pairs} pairs share one direction, but a window holds training.global_batch_size={batch}; "
+            f"use method.anchor_pairs={batch}, or window"
+        )
+    frozen_by = "adapter=lora" if config.adapter.name != "none" else f"model.trainable={config.model.trainable}"
+    if perturbation.get("scope") == "lm_head" and frozen_by != "model.trainable=full":
+        problems.append(
+            f"method.scope=lm_head perturbs the output layer, which {frozen_by} freezes, so nothing would move; "
+            "use method.scope=full, which moves what is trained"
+        )
+    return problems
 
 
 def unread_problems(config: TrainConfig) -> list[str]:
