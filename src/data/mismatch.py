@@ -49,6 +49,10 @@ class MismatchedPairs(Sequence[TokenizedPair]):
     def __iter__(self) -> Iterator[TokenizedPair]:
         return (self[index] for index in range(len(self)))
 
+    def refuse_one_prompt(self) -> None:
+        """Raise ``UserError`` when every pair has the same prompt; where the first has a partner, each one has."""
+        self.partner(self.pairs[0])
+
     def partner(self, pair: TokenizedPair) -> TokenizedPair:
         """The pair that lends its responses to ``pair``."""
         for step in range(1, len(self)):

@@ -111,6 +111,9 @@ def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, ob
     kind = "pairs" if objective.needs.rejected else "demonstrations"
     data = prepare(source, build_noise(config), template, prepare_options(config), Path(config.cache_root), kind)
     refuse_unscored_pairs(config, objective, data)
+    if objective.needs.mismatched:
+        for pairs in (data.train, data.validation):
+            MismatchedPairs(pairs, config.dataset.max_length).refuse_one_prompt()
     return data
 
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config import TrainConfig, compose_train
+from src.config import compose_train
 from src.data.mismatch import MismatchedPairs
 from src.data.pairset import TokenizedPair
 from src.errors import UserError
+from src.evaluation.ranking import rank
 from src.model.logps import pair_log_probs
+from src.schema import RankingConfig, TrainConfig
 from src.training import loop as loop_module
 from src.training import run as runs
 from src.training.assemble import build_objective
@@ -63,6 +65,21 @@ def test_data_of_one_prompt_is_refused() -> None:
     lone = [replace(one, prompt_ids=[1, 2]) for one in PAIRS]
     with pytest.raises(UserError, match=r"all 5 pairs of a split have the same prompt.*kto_swapped"):
         MismatchedPairs(lone, 100)[3]
+    with pytest.raises(UserError, match="have the same prompt"):
+        MismatchedPairs(lone, 100).refuse_one_prompt()
+    MismatchedPairs(PAIRS, 100).refuse_one_prompt()
+
+
+def test_data_of_one_prompt_is_refused_before_a_model_is_made(tmp_path: Path) -> None:
+    record = {"chosen": "yes", "rejected": "no"}
+    prompts = ["lone"] + [f"prompt {index}" for index in range(30)]
+    lines = [json.dumps({"id": str(index), "prompt": prompt, **record}) for index, prompt in enumerate(prompts)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    options = ("dataset=local", f"dataset.source.path={tmp_path / 'pairs.jsonl'}", "dataset.validation_fraction=0.01")
+    given = [value for value in SMALL_RUN if not value.startswith("dataset")]
+    config = compose_train([*given, *places(tmp_path), "method=kto", *options])
+    with pytest.raises(UserError, match="pairs of a split have the same prompt"):
+        runs.run_data(config, build_objective(config))
 
 
 def configured(tmp_path: Path, *more: str) -> TrainConfig:
@@ -242,3 +259,15 @@ def test_prompt_tokens_are_counted_over_the_window(folder: Path) -> None:
         losses.append(training_step(loop.engine, loop.objective, {}, window, 1.0).loss.item())
         assert losses[-1] == pytest.approx(-summed / tokens, rel=1e-6)
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_rewards_of_tokens_rank_too(tmp_path: Path) -> None:
+    config = configured(tmp_path, "method=alphapo_token", f"run_dir={tmp_path / 'run'}")
+    assert runs.train(config) == 0
+    record = rank(
+        RankingConfig(
+            checkpoint=str(tmp_path / "run"), split="validation", which="last", micro_batch_size=4, device="cpu"
+        )
+    )
+    line = metrics(tmp_path / "run", "validation")[-1]
+    assert record.metrics["accuracy/reward"]["value"] == pytest.approx(line["rewards/accuracies"])

@@ -132,8 +132,9 @@ def test_nothing_flows_through_the_points(method: Objective) -> None:
     # otherwise what the point does to one side nearly cancels what it does to the other
     method = replace(method, link=Prospect(lambda_chosen=3.0))
     pairs = ratios([0.5, -1.0, 2.0], [1.2, 1.5, -0.5], ([0.3, -0.2, 0.4], [0.1, 0.2, 3.0]))
-    mismatched = pairs.mismatched
-    assert mismatched is not None
+    assert pairs.mismatched is not None
+    mismatched = replace(pairs.mismatched, rejected=pairs.policy.rejected)
+    pairs = replace(pairs, mismatched=mismatched)
     terms, _ = method.terms(pairs, {})
     totals = WindowTotals(3, 0)
     method.loss(pairs, terms, totals).backward()
