@@ -35,9 +35,8 @@ def content(family: str) -> dict[str, Any]:
 def text(value: Any, depth: int = 2) -> str:
     """``value`` as JSON with a line for every entry of a list, and for every name down to ``depth``."""
     if isinstance(value, dict) and depth:
-        return (
-            "{\n" + ",\n".join(f"{json.dumps(name)}: {text(item, depth - 1)}" for name, item in value.items()) + "\n}"
-        )
+        lines = [f"{json.dumps(name)}: {text(item, depth - 1)}" for name, item in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
     return json.dumps(value)
