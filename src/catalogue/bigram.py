@@ -35,13 +35,17 @@ PER_PAIR = {
 """Numbers of each pair in the file, and the metric that is the same."""
 
 
+OF_ANCHORS = ("batch_margin_grad_norm", "margin_grad_norm", "first_order_gap_batch")
+"""Norm of the gradient behind each group's direction, norms of single pairs, and gaps to first order."""
+
+
 class Bigram(nn.Module):
     """The policy with the methods of a language model that the log-prob kernel and the perturbations use."""
 
     def __init__(self, embedding: Tensor, output: Tensor) -> None:
         super().__init__()
-        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
-        self.lm_head = nn.Linear(*output.shape, bias=False, dtype=output.dtype)
+        self.embedding = nn.Embedding(embedding.shape[0], embedding.shape[1], _weight=embedding)
+        self.lm_head = nn.Linear(output.shape[0], output.shape[1], bias=False)
         self.lm_head.weight = nn.Parameter(output.T.contiguous())
         self.config = None
 
@@ -49,10 +53,10 @@ class Bigram(nn.Module):
         """Hidden states [rows, time, width]: the embeddings."""
         return (self.embedding(input_ids),)
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
 
@@ -99,10 +103,7 @@ class BigramEngine:
 def toy_expected(vector: Config) -> Figures:
     """What the file says of a vector of the toy."""
     others = {name: plain(vector[name]) for name in PER_PAIR if name in vector}
-    if "first_order_gap_batch" in vector:
-        others["first_order_gap_batch"] = plain(vector["first_order_gap_batch"])
-    if "margin_grad_norm" in vector:
-        others["margin_grad_norm"] = plain(vector["margin_grad_norm"])
+    others |= {name: plain(vector[name]) for name in OF_ANCHORS if name in vector}
     return {
         "loss": {"batch_loss": [plain(vector["batch_loss"])]},
         "gradient": {"grad_theta": plain(vector["grad_theta"])},
@@ -127,6 +128,9 @@ def toy_measured(toy: Toy, vector: Config, arithmetic: Arithmetic) -> Figures:
         first_order = objective_of(method, {**values, "probe": "first_order"})
         found = stepped(toy, first_order, window, arithmetic)[0].pair_metrics["anchor/gap"]
         others["first_order_gap_batch"] = in_file_order(found, order)
+    if "batch_margin_grad_norm" in vector:
+        norms = dict(zip(order, output.pair_metrics["anchor/gradient_norm"].tolist(), strict=True))
+        others["batch_margin_grad_norm"] = [norms[group[0]] for group in groups]
     if "margin_grad_norm" in vector:
         scope = {"scope": config["scope"]} if "scope" in config else {}
         own = objective_of("gapo_instance", {"beta": config["beta"], **scope})

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.catalogue.rows import Row, about, arguments, bases, comment_on, is_neutral, number, row_of
 from src.config import CONF
@@ -146,7 +147,7 @@ def recipes(method: str) -> list[str]:
     """Models for which there are tuned values, with those of the objective."""
     found = []
     for path in sorted((CONF / "recipe").glob(f"{method}__*.yaml")):
-        values = OmegaConf.load(path).get("method", {})
+        values = cast(DictConfig, OmegaConf.load(path)).get("method", {})
         said = ", ".join(f"{key} {number(value)}" for key, value in values.items())
         model = path.stem.partition("__")[2]
         found.append(f"model={model}: {said or 'the defaults above'}, training values in conf/recipe/{path.name}")

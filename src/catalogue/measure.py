@@ -108,7 +108,7 @@ def loss_of(objective: Objective, pairs: PairInputs, state: ObjectiveState) -> t
 
 
 def inputs_of(batch: Batch, arithmetic: Arithmetic, needs: Needs, kl_log_ratios: Sequence[float] | None) -> PairInputs:
-    """The pairs of a batch, with what the objective needs; ``kl_log_ratios`` [n] are those of mismatched responses."""
+    """The pairs of a batch, with what the objective needs; ``kl_log_ratios`` are of mismatched responses."""
 
     def responses(sums: str) -> PairLogProbs:
         sides = [(f"{sums}_w", "n_w"), (f"{sums}_l", "n_l")]
@@ -133,9 +133,7 @@ def inputs_of(batch: Batch, arithmetic: Arithmetic, needs: Needs, kl_log_ratios:
 
 
 def with_mismatched(pairs: PairInputs, log_ratios: Tensor) -> PairInputs:
-    """``pairs`` whose mismatched responses have these log-ratios, in order; both of a pair have the same."""
-    if len(log_ratios) != len(pairs):
-        raise UserError(f"{len(log_ratios)} kl_logratios for {len(pairs)} pairs; give one each")
+    """``pairs`` with mismatched responses of these log-ratios, both of a pair the same; there may be fewer or more."""
     ones, zeros = torch.ones_like(log_ratios), torch.zeros_like(log_ratios)
     drifted, still = ResponseLogProbs(log_ratios, ones), ResponseLogProbs(zeros, ones)
     return replace(pairs, mismatched=PairLogProbs(drifted, drifted), mismatched_reference=PairLogProbs(still, still))
@@ -189,7 +187,8 @@ def with_sample(objective: Objective, sample_index: Sequence[int]) -> Objective:
     drawing = {name: part for name, part in objective.parts.items() if hasattr(part, "advance_with")}
     if not drawing:
         raise UserError("sample_index is given, but the method draws nothing")
-    return replace(objective, **{name: WithSample(part, tuple(sample_index)) for name, part in drawing.items()})
+    given: dict[str, Any] = {name: WithSample(part, tuple(sample_index)) for name, part in drawing.items()}
+    return replace(objective, **given)
 
 
 def state_of(objective: Objective, given: Mapping[str, Any] | None) -> ObjectiveState:

@@ -27,8 +27,8 @@ Reading = Callable[[Any, Config], Mapping[str, Any]]
 
 
 def named(name: str) -> Reading:
-    """The key is a constant of ours under another name."""
-    return lambda value, config: {name: value}
+    """The key is a constant of ours under another name; null leaves it to another key, or at its default."""
+    return lambda value, config: {} if value is None else {name: value}
 
 
 def meaning(**choices: Mapping[str, Any]) -> Reading:
@@ -44,9 +44,19 @@ def meaning(**choices: Mapping[str, Any]) -> Reading:
 
 def margin(value: Any, config: Config) -> Mapping[str, Any]:
     """A margin in reward units: divided by beta it is ``gamma_beta_ratio``."""
+    if value is None:
+        return {}
     if "beta" not in config:
         raise UserError("a margin in reward units cannot be converted without beta")
     return {"gamma_beta_ratio": float(value) / float(config["beta"])}
+
+
+def margin_in_mode(value: Any, config: Config) -> Mapping[str, Any]:
+    """A bare gamma, of which ``gamma_mode`` says what it is."""
+    readings = {"ratio": named("gamma_beta_ratio"), "abs": margin}
+    if config.get("gamma_mode") not in readings:
+        raise UserError("gamma may be a ratio to beta or in reward units; give gamma_ratio or gamma_abs")
+    return readings[config["gamma_mode"]](value, config)
 
 
 def normalized(value: Any, config: Config) -> Mapping[str, Any]:
@@ -201,6 +211,8 @@ ROUTES: Mapping[str, Route] = {
         | {
             "scope": perturbed_scope,
             "groups": anchor_groups,
+            "gamma": margin_in_mode,
+            "gamma_mode": meaning(ratio={}, abs={}),
             "direction": meaning(batch={}, instance={METHOD: "gapo_instance"}),
         },
     ),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -135,7 +135,7 @@ def about(method: str) -> str:
 
 def bases(method: str) -> list[str]:
     """The file of a method and those it inherits from, nearest first."""
-    entries = OmegaConf.load(file_of(method)).get("defaults", [])
+    entries = cast(DictConfig, OmegaConf.load(file_of(method))).get("defaults", [])
     inherited = [str(entry) for entry in entries if isinstance(entry, str) and entry != "_self_"]
     return [method, *(name for parent in inherited for name in bases(parent))]
 
