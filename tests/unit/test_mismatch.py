@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from src.config import compose_train
 from src.data.mismatch import MismatchedPairs
@@ -114,6 +114,22 @@ def test_batches_carry_mismatched_responses_with_their_reference(folder: Path) -
             torch.testing.assert_close(stored.summed, now.summed, rtol=1e-5, atol=1e-4)
             assert torch.equal(stored.tokens, now.tokens)
     assert not any(batch.mismatched for batch in assembled(folder, "method=dpo").loader.window(0))
+
+
+def test_a_wrong_store_of_mismatched_pairs_is_refused(tmp_path: Path) -> None:
+    assert runs.train(configured(tmp_path, "method=kto", "training.max_steps=1", "model.dtype=bfloat16")) == 0
+    own = assembled(tmp_path, "method=dpo", "model.dtype=bfloat16").loader.train_reference  # type: ignore[attr-defined]
+    changed = 0
+    for path in (tmp_path / "cache" / "reference").iterdir():
+        values = load_file(path)
+        if values["chosen_tokens"].shape == own.log_probs.chosen.tokens.shape and not torch.equal(
+            values["chosen_tokens"], own.log_probs.chosen.tokens
+        ):
+            save_file({name: value - 5 if "summed" in name else value for name, value in values.items()}, path)
+            changed += 1
+    assert changed == 1
+    with pytest.raises(UserError, match="differ from the untrained policy"):
+        runs.train(configured(tmp_path, "method=kto", "training.max_steps=2", "model.dtype=bfloat16"))
 
 
 def test_untrained_policy_has_no_drift_and_a_trained_one_some(folder: Path) -> None:
