@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.errors import UserError
-from src.objective.types import MarginGroup, Needs, Scope, State
+from src.objective.types import Scope
 
 INITIAL, HISTORY, KEPT = 1, 2, 3
 """What a draw is for; draws for different purposes are independent."""
@@ -68,35 +66,3 @@ def require_pairs(statistics: Scope) -> None:
         raise UserError(
             f"statistics={statistics}: a group needs at least 1 pair; give a number of pairs, 'forward' or 'window'"
         )
-
-
-class Drawing(Protocol):
-    """A stateful part whose draw can be given from outside."""
-
-    @property
-    def needs(self) -> Needs: ...
-
-    def initial_state(self) -> State: ...
-
-    def advance_with(self, group: MarginGroup, state: State, sample_index: Sequence[int]) -> tuple[Tensor, State]: ...
-
-
-@dataclass(frozen=True)
-class Injected:
-    """``part`` with the positions that it would draw given: what it makes of them can be held against other code's."""
-
-    part: Drawing
-    sample_index: tuple[int, ...]
-
-    @property
-    def needs(self) -> Needs:
-        return self.part.needs
-
-    def initial_state(self) -> State:
-        return self.part.initial_state()
-
-    def advance(self, group: MarginGroup, state: State) -> tuple[Tensor, State]:
-        return self.part.advance_with(group, state, self.sample_index)
-
-    def __call__(self, group: MarginGroup) -> Tensor:
-        return self.advance(group, self.initial_state())[0]
