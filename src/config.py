@@ -11,10 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import Problems
-from src.schema import AdapterConfig, RankingConfig, ReportConfig, TrainConfig
+from src.schema import AdapterConfig, RankingConfig, ReportConfig, TrainConfig, TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -131,7 +131,7 @@ def combination_problems(config: TrainConfig) -> list[str]:
     if config.training.warmup_ratio > 1:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
     problems += model_problems(config) + method_problems(config)
-    return problems + perturbation_problems(config) + unread_problems(config)
+    return problems + perturbation_problems(config) + adapter_problems(config)
 
 
 def perturbation_problems(config: TrainConfig) -> list[str]:
@@ -153,20 +153,30 @@ def perturbation_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-def unread_problems(config: TrainConfig) -> list[str]:
-    """Keys of an optimizer or adapter that was not chosen, and combinations of which one side would not be read."""
-    training, adapter = config.training, config.adapter
-    problems = []
+def optimizer_problems(training: TrainingConfig) -> list[str]:
+    """Keys of the optimizer that was not chosen."""
     other = ("rmsprop_alpha",) if training.optimizer == "adamw" else ("adam_beta1", "adam_beta2")
     usual = {"rmsprop_alpha": 0.99, "adam_beta1": 0.9, "adam_beta2": 0.999}
-    problems += [
+    return [
         f"training.{name}={getattr(training, name):g} would not be read with training.optimizer={training.optimizer}; "
         "leave it out, or choose the other optimizer"
         for name in other
         if getattr(training, name) != usual[name]
     ]
-    if adapter.name == "none" and adapter != AdapterConfig():
-        problems.append("adapter.* would not be read with adapter=none; write adapter=lora, or leave these keys out")
+
+
+def adapter_problems(config: TrainConfig) -> list[str]:
+    """Keys of an adapter that was not chosen, or that cannot go together."""
+    adapter, problems = config.adapter, []
+    given = [spec.name for spec in fields(AdapterConfig) if getattr(adapter, spec.name) != spec.default]
+    if adapter.name == "none" and given:
+        keys = ", ".join(f"adapter.{name}={getattr(adapter, name)}" for name in given)
+        problems.append(f"{keys} would not be read with adapter=none; write adapter=lora, or leave it out")
+    if not isinstance(adapter.target_modules, (str, ListConfig)) or not adapter.target_modules:
+        problems.append(
+            f"adapter.target_modules={adapter.target_modules} names no layers; give all-linear, or a list such as "
+            "[q_proj,v_proj]"
+        )
     if adapter.name == "lora" and config.model.trainable != "full":
         problems.append(
             f"model.trainable={config.model.trainable} contradicts adapter=lora, which freezes all of the model's own "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from src.config import adapter_problems
 from src.data.filter import ScoreFilter, refuse_unscored, score_gap
 from src.data.prepare import PreparedData
 from src.data.sources import Source
@@ -72,7 +73,8 @@ def lone_pair_problems(config: TrainConfig, objective: Objective) -> list[str]:
 def refuse_untrainable(config: TrainConfig) -> None:
     """Raise ``UserError`` when the architecture has nothing of what is to be trained."""
     chosen = config.model.trainable != "full" or config.adapter.name != "none"
-    if chosen and config.model.architecture:
+    sound = config.adapter.r >= 1 and not adapter_problems(config)
+    if chosen and sound and config.model.architecture:
         parameter_share(config, None)
 
 
