@@ -26,6 +26,7 @@ def unresolved(method: str) -> DictConfig:
     return composed_train(["model=tiny", "dataset=toy", "~recipe", f"method={method}"])
 
 
+@cache
 def composed(method: str, *constants: str) -> Objective:
     """The method with other values of its constants (``beta=2``), checked as a run's configuration is."""
     others = OmegaConf.from_dotlist([f"method.{constant}" for constant in constants])

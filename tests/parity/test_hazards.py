@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 
-from src.objective.objective import Objective
 from tests.methods import METHODS, Pairs, composed, inputs_of, loss_and_gradient, plausible, terms_of
 
 COUNT = 6
 PLAIN = plausible(COUNT)
 EQUAL = Pairs(*([value] * COUNT for value in (-8.0, -12.0, 4.0, 5.0, -9.0, -11.0, 8.0, 3.0, 0.5, 1.0)))
 """The same pair again and again: every deviation is 0."""
-
-Change = Callable[[Pairs], Pairs]
 
 
 def leading_by(margin: float) -> Pairs:
@@ -100,11 +95,6 @@ STEPS = 3
 """Stateful methods meet the same pairs as often: with averages that start from nothing, and after that."""
 
 
-@cache
-def objective(method: str) -> Objective:
-    return composed(method)
-
-
 def test_there_are_methods() -> None:
     assert len(METHODS) >= 48
 
@@ -112,7 +102,7 @@ def test_there_are_methods() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_finite(method: str, dtype: torch.dtype) -> None:
-    one = objective(method)
+    one = composed(method)
     broken = []
     for hazard, pairs in HAZARDS.items():
         state = one.initial_state()
@@ -132,6 +122,6 @@ def test_finite(method: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_an_empty_response_pulls_nothing_of_its_own(dtype: torch.dtype) -> None:
     """Its average is 0 whatever its sum, which is 0: SimPO's gradient by it is that of a count of 1 (GapPO 3.6)."""
-    _, gradient = loss_and_gradient(objective("simpo"), inputs_of(objective("simpo"), empty("chosen"), dtype))
+    _, gradient = loss_and_gradient(composed("simpo"), inputs_of(composed("simpo"), empty("chosen"), dtype))
     assert (gradient["chosen"][:2] < 0).all()
     assert gradient["chosen"].abs().max() <= 2.0 / COUNT
