@@ -36,6 +36,19 @@ def test_one_update_by_hand() -> None:
     assert solved([1.0, 5.0], 4.0, 2.0, 1).tolist() == pytest.approx(expected, abs=1e-8)
 
 
+def test_logarithms_change_nothing() -> None:
+    """The same descent on probabilities: Eq. 24 with its p_j, and the released code's guard of the logarithm."""
+    margins, gamma0, tau = torch.linspace(-6, 9, 256, dtype=torch.float64), 3.0, 0.8
+    p = torch.full_like(margins, 1 / 256)
+    for _ in range(20):
+        gradient = gamma0 * torch.sigmoid(256 * p * gamma0 - margins) + tau * (1 + torch.log(256 * (p + 1e-10)))
+        p = p * torch.exp(-0.625 * gradient)
+        p = p / p.sum()
+    assert dynamic_margins(margins, gamma0, tau, 20, None).tolist() == pytest.approx(
+        (256 * p * 3.0).tolist(), rel=1e-12
+    )
+
+
 @pytest.mark.parametrize(("gamma0", "tau"), [(4.0, 10.0), (0.375, 10.0), (5.0, 20.0), (3.0, 3.0), (3.0, 0.3)])
 def test_the_fixed_point_is_the_minimum(gamma0: float, tau: float) -> None:
     gamma = solved(MARGINS, gamma0, tau, 400)
