@@ -131,6 +131,7 @@ def combination_problems(config: TrainConfig) -> list[str]:
     if config.training.warmup_ratio > 1:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
     problems += model_problems(config) + method_problems(config)
+    problems += optimizer_problems(config.training)
     return problems + perturbation_problems(config) + adapter_problems(config)
 
 
