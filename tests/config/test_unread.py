@@ -85,7 +85,7 @@ def whole(path: Path) -> DictConfig:
     return merged
 
 
-@pytest.mark.parametrize("group", ["model", "dataset", "engine", "logging"])
+@pytest.mark.parametrize("group", ["model", "adapter", "dataset", "engine", "logging"])
 def test_every_key_of_a_typed_group_has_a_field(group: str) -> None:
     known = {name for section, name in fields_of(TrainConfig, "train") if section == group}
     paths = sorted((CONF / group).glob("*.yaml"))
