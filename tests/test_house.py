@@ -24,6 +24,7 @@ ROOMS = {
     "engine": ("model", "data", "objective"),
     "training": ("engine", "model", "data", "objective"),
     "evaluation": ("engine", "model", "data", "objective"),
+    "catalogue": ("training", "evaluation", "engine", "model", "data", "objective"),
     "analysis": ("evaluation", "engine", "model", "data", "objective"),
     "reporting": ("evaluation",),
 }

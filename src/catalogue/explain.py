@@ -31,7 +31,7 @@ NEEDS = {
     "log-probs per token": "log-probs token by token, not only their sum",
     "log-probs of prompts": "log-probs of the prompts' own tokens",
     "mismatched": "responses read after another pair's prompt: one more forward, without gradient",
-    "anchor": "the model at perturbed weights: further forwards and a backward for the direction",
+    "anchor": "the model at perturbed weights, then restored bit for bit: more forwards, a backward for the direction",
     "gradient": "the gradient norm of every pair: one backward per pair",
     "statistics": "numbers of a whole group of pairs: the forward's, the window's (global batch), or a count in order",
     "state": "what earlier steps left behind; it is in the checkpoint, and validation never changes it",
@@ -44,7 +44,7 @@ def explained(method: str) -> str:
     """The page on one method; raises ``UserError`` for one that is not there."""
     row = row_of(method)
     sections = [
-        f"{row.name}: {without_name(row)}",
+        textwrap.fill(f"{row.name}: {without_name(row)}", WIDTH),
         textwrap.indent(equation(row), "    ") + "\n" + notation(row),
         "\n\n".join(slot_text(slot, part) for slot, part in row.objective.parts.items() if shown(row, slot, part)),
         titled("Constants", [constant_text(row, name) for name in row.constants] or ["none"]),
@@ -111,8 +111,9 @@ def first_sentence(part: Part) -> str:
 
 def slot_text(slot: str, part: Part) -> str:
     """A slot: its class with constants, and its docstring."""
+    head = textwrap.fill(f"{slot}: {type(part).__name__}({arguments(part)})", WIDTH, subsequent_indent=" " * 8)
     body = filled(inspect.getdoc(type(part)) or "")
-    return f"{slot}: {type(part).__name__}({arguments(part)})\n{textwrap.indent(body, '    ')}"
+    return f"{head}\n{textwrap.indent(body, '    ')}"
 
 
 def filled(docstring: str) -> str:

@@ -174,7 +174,7 @@ def needs_in_words(objective: Objective) -> list[str]:
         said.append(f"statistics ({scope})")
     if needs.state:
         said.append("state")
-    if not is_neutral(objective.perturbation):
+    if not (is_neutral(objective.perturbation) or needs.anchor_gaps or needs.gradient_norms):
         said.append("perturbation")
     return said
 
@@ -207,17 +207,17 @@ def number(value: Any) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """What a table says of a method, by the names of ``COLUMNS``."""
+    """What a table says of a method, by the names of ``COLUMNS`` but the last."""
     parts = row.objective.parts
     other = [type(parts[slot]).__name__ for slot in OTHER_SLOTS if not is_neutral(parts[slot])]
-    constants_said = [f"{name} {number(value)}" for name, value in row.constants.items()]
     main = [label(parts[slot]) for slot in ("reward", "target", "link", "weight")]
-    return [row.name, *main, *(", ".join(said) or "–" for said in (other, row.needs, constants_said))]
+    return [row.name, *main, *(", ".join(said) or "–" for said in (other, row.needs))]
 
 
 def terminal_table(shown: Iterable[Row]) -> str:
-    """One aligned line per method."""
-    lines = [list(COLUMNS), *(cells(row) for row in shown)]
+    """One aligned line per method, with the defaults of its constants."""
+    defaults = [(row, [f"{name} {number(value)}" for name, value in row.constants.items()]) for row in shown]
+    lines = [list(COLUMNS), *([*cells(row), ", ".join(said) or "–"] for row, said in defaults)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -225,12 +225,22 @@ def terminal_table(shown: Iterable[Row]) -> str:
 
 
 def markdown_table(shown: Iterable[Row]) -> str:
-    """The same as a table of README."""
-    lines = [f"| {' | '.join(COLUMNS)} |".replace("method", "`method=`", 1), "|---" * len(COLUMNS) + "|"]
+    """The same for README, with the constants' names; of a method that inherits, what differs."""
+    lines = [f"| `method=` | {' | '.join(COLUMNS[1:])} |", "|---" * len(COLUMNS) + "|"]
     for row in shown:
         name, *said = cells(row)
-        lines.append(f"| `{name}` | {' | '.join(cell.replace('_', chr(92) + '_') for cell in said)} |")
+        lines.append(f"| `{name}` | {' | '.join(said)} | {constants_in_short(row)} |")
     return "\n".join(lines)
+
+
+def constants_in_short(row: Row) -> str:
+    """Names of constants; for a method that inherits from another, that one's name and the values that differ."""
+    inherited = bases(row.name)[1:2]
+    if not inherited:
+        return ", ".join(f"`{name}`" for name in row.constants) or "–"
+    before = constants(inherited[0])
+    changed = [f"`{name}` {number(value)}" for name, value in row.constants.items() if before.get(name, ...) != value]
+    return f"as `{inherited[0]}`" + (f", {', '.join(changed)}" if changed else "")
 
 
 def with_table(readme: str, table: str) -> str:
