@@ -82,7 +82,28 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {why}; give a file of test vectors") from error
     if not (isinstance(content, dict) and any(key in content for key in ("vectors", "gapo_toy", "extra"))):
         raise UserError(f"{path} holds no test vectors; it must have the key vectors, gapo_toy or extra")
+    if problem := misshapen(content):
+        raise UserError(f"{path} is no file of test vectors: {problem}")
     return content
+
+
+def misshapen(content: Mapping[str, Any]) -> str | None:
+    """What of a file has the wrong form, if anything."""
+    toy, extra, batches = (content.get(key, {}) for key in ("gapo_toy", "extra", "batches"))
+    if not all(isinstance(section, dict) for section in (toy, extra, batches)):
+        return "batches, gapo_toy and extra must be objects"
+    for name, entries in {"vectors": content.get("vectors", []), "gapo_toy": toy.get("vectors", []), **extra}.items():
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            return f"{name} must be a list of objects"
+        if name in ("vectors", "gapo_toy") and not all(isinstance(entry.get("config"), dict) for entry in entries):
+            return f"an entry of {name} has no config"
+    for name, batch in batches.items():
+        if (
+            not isinstance(batch, dict)
+            or len({len(column) if isinstance(column, list) else -1 for column in batch.values()}) != 1
+        ):
+            return f"the columns of batch {name} must be lists of one length"
+    return None
 
 
 def refuse_absent(tags: Sequence[str], known: Sequence[str]) -> None:

@@ -172,6 +172,23 @@ def unknown_section(content: Content) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ([], "holds no test vectors"),
+        ({"batches": {}}, "holds no test vectors"),
+        ({"vectors": [{"tag": "dpo"}]}, "an entry of vectors has no config"),
+        ({"vectors": {"tag": "dpo"}}, "vectors must be a list of objects"),
+        ({"vectors": [], "batches": {"A": {"s_w": [1.0], "s_l": []}}}, "batch A must be lists of one length"),
+        ({"vectors": [], "extra": []}, "must be objects"),
+    ],
+)
+def test_what_is_no_file_of_vectors_is_refused(content: Any, fragment: str, said: Said, tmp_path: Path) -> None:
+    code, _, err = said("check", written(tmp_path, content))
+    assert code == 2
+    assert fragment in err
+
+
+@pytest.mark.parametrize(
     ("family", "change", "fragment"),
     [
         ("smoothed", corrupt_loss, "batch_loss is off by"),
