@@ -24,6 +24,7 @@ from src.schema import ModelConfig, TrainConfig
 from src.training import run as runs
 from src.training.assemble import build_objective
 from src.training.memory import parameter_share
+from tests.entry import call
 from tests.support import SMALL_RUN, metrics, places
 
 WIDTH, INNER, WORDS = 8, 12, 20
@@ -175,6 +176,26 @@ def test_lora_has_the_reference_of_a_full_run(tmp_path: Path, capsys: pytest.Cap
         assert all(torch.equal(value, values[name]) for name, value in load_file(store).items())
 
 
+@pytest.mark.parametrize("method", ["sft", "orpo", "kto", "ipo", "gradnorm_reweight"])
+def test_methods_of_every_kind_learn_with_adapters(method: str, tmp_path: Path) -> None:
+    """Demonstrations, prompts' log-probs, mismatched pairs with their reference, a reference alone, perturbation."""
+    lines = metrics(trained(lora(tmp_path, f"method={method}", "training.max_steps=4")), "validation")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+@pytest.mark.parametrize("part", ["adapter=lora", "model.trainable=mlp"])
+def test_recomputed_activations_give_the_same_steps(part: str, tmp_path: Path) -> None:
+    """Gradient checkpointing passes gradients through frozen layers too."""
+    found = []
+    for kept in ("false", "true"):
+        more = [part, f"model.gradient_checkpointing={kept}", "training.max_steps=4"]
+        found.append(
+            [line["grad_norm"] for line in metrics(trained(configured(tmp_path, "method=dpo", *more)), "train")]
+        )
+    assert min(found[0]) > 0
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_adapters_can_be_off_merged_and_saved(tmp_path: Path) -> None:
     config = lora(tmp_path, "method=simpo", "training.max_steps=2")
     directory = trained(config)
@@ -211,6 +232,17 @@ def test_a_run_may_start_from_an_adapter(tmp_path: Path) -> None:
     assert metrics(full, "validation")[0] == metrics(again, "validation")[0]
     model = read_model(configured(tmp_path, "method=dpo").model, str(again / "checkpoints" / "last" / "model"))
     assert len(tuned_layers(model)) == 7
+
+
+def test_ranking_of_an_adapter_agrees_with_its_validation(tmp_path: Path) -> None:
+    """The checkpoint is put on its base, and the base is the reference."""
+    directory = trained(lora(tmp_path, "method=dpo"))
+    outcome = call(
+        "src.evaluation.ranking", f"checkpoint={directory}", "which=last", f"records_root={tmp_path}", "device=cpu"
+    )
+    assert outcome.code == 0, outcome.err
+    record = json.loads(next(tmp_path.glob("ranking__*.json")).read_text())
+    assert record["metrics"]["accuracy/reward"]["value"] == metrics(directory, "validation")[-1]["rewards/accuracies"]
 
 
 def test_an_adapter_whose_base_is_gone(tmp_path: Path) -> None:
