@@ -15,7 +15,7 @@ def test_the_hard_filter_is_simpo_on_filtered_pairs() -> None:
     hard = compose_train([*SMALL, "method=gappo_hard_filter", "~recipe"])
     assert (plain.dataset.min_score_gap, hard.dataset.min_score_gap) == (0, 1)
     assert {**hard.method, "name": "simpo"} == plain.method
-    assert hard.method.gamma_beta_ratio == 0.5
+    assert hard.method["gamma_beta_ratio"] == 0.5
     wider = compose_train([*SMALL, "method=gappo_hard_filter", "dataset.min_score_gap=2"])
     assert wider.dataset.min_score_gap == 2
     assert compose_train([*SMALL, "method=gappo", "filter@dataset=score_gap"]).dataset.min_score_gap == 1
