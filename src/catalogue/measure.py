@@ -83,7 +83,7 @@ def measured(
     objective = objective_of(method, values)
     pairs = inputs_of(batch, arithmetic, objective.needs, vector["config"].get("kl_logratios"))
     kept = kept_pairs(batch, smallest)
-    if "sample_index" in vector["config"]:
+    if vector["config"].get("sample_index") is not None:
         objective = with_sample(objective, vector["config"]["sample_index"])
     if before is None:
         before = state_of(objective, vector.get("state_in"))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.golden.common import BATCHES, Batch, Numbers, sigma
+from tests.golden.with_state import descended
 
 
 def ranks(values: Numbers) -> Numbers:
@@ -35,17 +36,6 @@ def metrics(name: str, b: Batch, smallest: float) -> dict[str, Any]:
     }
 
 
-def descended(margins: Numbers, gamma0: float, tau: float, updates: int) -> Numbers:
-    """γ-PO Eq. 23 and 24 on probabilities, with the p_j that Eq. 24 lacks."""
-    count = len(margins)
-    p = np.full(count, 1 / count)
-    for _ in range(updates):
-        gradient = gamma0 * sigma(count * p * gamma0 - margins) + tau * (1 + np.log(count * p))
-        p = p * np.exp(-min(0.5 / tau, 1) * gradient)
-        p = p / np.sum(p)
-    return count * p * gamma0
-
-
 def root(increasing: Callable[[Numbers], Numbers], low: Numbers, high: Numbers) -> Numbers:
     """Where each entry of an increasing function is 0, by halving the interval until it is one number."""
     for _ in range(200):
@@ -56,12 +46,16 @@ def root(increasing: Callable[[Numbers], Numbers], low: Numbers, high: Numbers) 
 
 
 def optimum(margins: Numbers, gamma0: float, tau: float) -> Numbers:
-    """tau·log(gamma_i/gamma0) + gamma0·sigma(gamma_i − m_i) is the same for all i, and the mean of gamma is gamma0."""
+    """tau·log(gamma_i/gamma0) + gamma0·sigma(gamma_i − m_i) is the same for all i, and the mean of gamma is gamma0.
+
+    With the code's guard of the logarithm, which moves the tenth digit.
+    """
     count = len(margins)
+    guard = 1e-10 * count
 
     def at(level: Numbers) -> Numbers:
         return root(
-            lambda gamma: tau * np.log(gamma / gamma0) + gamma0 * sigma(gamma - margins) - level,
+            lambda gamma: tau * np.log(gamma / gamma0 + guard) + gamma0 * sigma(gamma - margins) - level,
             np.full(count, 1e-9),
             np.full(count, gamma0 * count),
         )
