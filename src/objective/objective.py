@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class Objective:
         """The parts by slot name."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         """The union of the parts' needs; whether anything is rejected is decided by the link."""
         union = reduce(Needs.__or__, (part.needs for part in self.parts.values()), Needs())

@@ -20,10 +20,11 @@ from src.data.collate import PairBatch, collate
 from src.data.mismatch import MismatchedPairs
 from src.data.pairset import TokenizedPair
 from src.engine.local import LocalEngine
+from src.model.adapter import add_adapter, base_state
 from src.model.load import build_model
 from src.model.logps import pair_log_probs
 from src.objective.objective import Objective, ObjectiveState
-from src.schema import TrainConfig
+from src.schema import AdapterConfig, TrainConfig
 from src.training.step import training_step, validate
 from tests.methods import METHODS, composed
 from tests.support import SMALL_RUN
@@ -107,8 +108,10 @@ class Step:
 class Trainer:
     """An engine whose gradients are noted before each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, adapted: bool = False) -> None:
         self.model = copy.deepcopy(initial(0))
+        if adapted:
+            add_adapter(self.model, AdapterConfig(name="lora", r=2, alpha=4), seed=0)
         self.engine = LocalEngine(self.model, settings().training, STEPS, "cpu", "float32")
         self.noted = torch.zeros(0)
         self.engine.optimizer.optimizer.register_step_pre_hook(self.note)
@@ -199,3 +202,20 @@ def test_validation_changes_nothing_and_does_not_depend_on_its_batches(method: s
     assert all(result.state is state for result in results)
     assert apart(trainer.model.state_dict(), initial(0).state_dict()) == 0
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "gapo_lm_head"])
+def test_adapters_alone_are_trained(method: str) -> None:
+    """The first step of LoRA is that of a model whose weights are the base's; the base stays bit for bit.
+
+    ``gapo_lm_head`` perturbs a layer that has no adapter, and is refused.
+    """
+    objective = composed(method, *CONSTANTS.get(method, ()))
+    trainer = Trainer(adapted=True)
+    output = trainer.step(objective, objective.initial_state(), window_of([4, 4]))
+    assert apart(base_state(trainer.model), initial(0).state_dict()) == 0
+    assert trainer.noted.abs().max() > 0
+    assert all(".lora_" in name for name, one in trainer.model.named_parameters() if one.requires_grad)
+    if not (objective.needs.anchor_gaps or objective.needs.gradient_norms):
+        whole = once(objective, objective.initial_state(), window_of([4, 4]))
+        assert output.loss == pytest.approx(whole.loss, rel=EXACT), "B = 0: the policy is the base"
