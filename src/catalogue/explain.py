@@ -119,10 +119,10 @@ def slot_text(slot: str, part: Part) -> str:
 def filled(docstring: str) -> str:
     """A docstring's paragraphs at our width; lists keep their lines."""
     paragraphs = []
-    for paragraph in docstring.split("\n\n"):
+    for paragraph in docstring.replace("``", "").split("\n\n"):
         is_list = paragraph.lstrip().startswith(("*", "-"))
         paragraphs.append(paragraph if is_list else textwrap.fill(" ".join(paragraph.split()), WIDTH))
-    return "\n\n".join(paragraphs).replace("``", "")
+    return "\n\n".join(paragraphs)
 
 
 def constant_text(row: Row, name: str) -> str:
@@ -150,8 +150,9 @@ def recipes(method: str) -> list[str]:
     for path in sorted((CONF / "recipe").glob(f"{method}__*.yaml")):
         values = cast(DictConfig, OmegaConf.load(path)).get("method", {})
         said = ", ".join(f"{key} {number(value)}" for key, value in values.items())
-        model = path.stem.partition("__")[2]
-        found.append(f"model={model}: {said or 'the defaults above'}, training values in conf/recipe/{path.name}")
+        model, _, paper = path.stem.removeprefix(f"{method}__").partition("__")
+        choice = f"model={model}" + (f" recipe={path.stem}" if paper else "")
+        found.append(f"{choice}: {said or 'the defaults above'}, training values in conf/recipe/{path.name}")
     return found
 
 
