@@ -91,6 +91,27 @@ HAZARDS: dict[str, Pairs] = {
     "huge anchor gaps": replace(PLAIN, anchor_gaps=[1e3, -1e3] * 3, gradient_norms=[1e3, 0.0] * 3),
 }
 
+VARIANTS = (
+    ("amapo", "fidelity=paper"),
+    ("amapo", "statistics=2"),
+    ("alpha_dpo", "fidelity=released"),
+    ("alpha_dpo", "fidelity=paper"),
+    ("beta_dpo", "fidelity=gamma_po"),
+    ("gamma_simpo", "queue_init=normal8"),
+    ("gamma_simpo", "tau=0.1"),
+    ("odpo", "offset=identity"),
+    ("alphapo", "alpha=-0.5"),
+    ("alphapo_token", "alpha=-0.5"),
+    ("orpo", "nll_normalization=prompt_and_chosen"),
+    ("orpo", "nll_normalization=token_mean"),
+    ("gradnorm_reweight", "normalization=rho", "rho=0.05"),
+    ("gappo_exponential", "normalized=true"),
+    ("focalpo", "focal_exponent=2"),
+)
+"""The branches that no method's own constants take."""
+
+CASES = [(method,) for method in METHODS] + list(VARIANTS)
+
 STEPS = 3
 """Stateful methods meet the same pairs as often: with averages that start from nothing, and after that."""
 
@@ -99,10 +120,10 @@ def test_there_are_methods() -> None:
     assert len(METHODS) >= 48
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_finite(method: str, dtype: torch.dtype) -> None:
-    one = composed(method)
+def test_finite(case: tuple[str, ...], dtype: torch.dtype) -> None:
+    one = composed(*case)
     broken = []
     for hazard, pairs in HAZARDS.items():
         state = one.initial_state()
