@@ -49,8 +49,8 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
             "x 1 rank",
         ),
         ("steps", f"{plan.steps} optimizer steps, {training.epochs:g} epochs, lr {training.learning_rate:g}"),
-        ("optimizer", optimizer_text(plan)),
         ("tokens", f"{about}{tokens:,} in all; longest row {about}{plan.longest}"),
+        ("optimizer", optimizer_text(plan)),
         ("memory", memory_text(plan)),
         ("directory", str(plan.directory)),
     ]
