@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.objective.objective import Objective
 from src.objective.types import PairInputs, PairTerms
+from tests.invariance.test_every_method import once, window_of
 from tests.methods import (
     METHODS,
     Pairs,
@@ -123,6 +124,24 @@ def test_gapo_without_a_perturbation_weighs_every_pair_alike(method: str) -> Non
     assert loss.item() == pytest.approx(torch.nn.functional.softplus(torch.tensor(1.0)).item(), rel=1e-6)
     tokens = inputs.policy.chosen.tokens
     torch.testing.assert_close(gradient["chosen"], -2.5 * expected / tokens / 8)
+
+
+@pytest.mark.parametrize("method", ["gapo", "gapo_instance", "gapo_lm_head"])
+def test_a_vanishing_radius_weighs_every_pair_alike(method: str) -> None:
+    """The same through a model and a step: ρ → 0 leaves gaps of 0."""
+    step = once(composed(method, "gamma_beta_ratio=0.4", "rho=1e-8"), {}, window_of([8]))
+    torch.testing.assert_close(
+        step.metrics["weight/gradient"], torch.full((8,), 1.0, dtype=torch.float64).sigmoid(), rtol=1e-5, atol=0
+    )
+    assert step.metrics["anchor/skipped"].sum() == 0
+
+
+def test_sharpness_of_no_radius_is_the_plain_gradient() -> None:
+    """SAM with ρ → 0 updates as SimPO does; with a radius it does not."""
+    plain = once(composed("simpo", *SIMPO), {}, window_of([8])).gradient
+    near, far = (once(composed("simpo_sam", *SIMPO, f"rho={rho}"), {}, window_of([8])).gradient for rho in (1e-8, 0.05))
+    assert float((near - plain).norm() / plain.norm()) < 1e-5
+    assert float((far - plain).norm() / plain.norm()) > 1e-3
 
 
 # --- stop-gradients ---------------------------------------------------------------------------------------------------
