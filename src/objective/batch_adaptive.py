@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,8 +34,8 @@ SMALLEST_WEIGHT = 1e-12
 asked for."""
 
 
-@dataclass(frozen=True)
-class Selection:
+@dataclass(frozen=True, kw_only=True)
+class Selection(ABC):
     """What β-DPO's temperature and weight share: which pairs of a group are kept, and the statistics behind it.
 
     With M_i a pair's gap, M₀ and s the running mean and unbiased standard deviation (``decay``), floor((1 − drop)·n) of
@@ -50,10 +51,11 @@ class Selection:
     """
 
     beta: float
-    drop: float
-    decay: float
-    fidelity: Fidelity
-    seed: int
+    drop: float = 0.2
+    decay: float = 0.9
+    fidelity: Fidelity = "official"
+    statistics: Scope = "forward"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta, "it is the temperature that adapts")
@@ -65,6 +67,11 @@ class Selection:
         require_decay(self.decay)
         require_choice("fidelity", self.fidelity, ("official", "gamma_po"))
         require_seed(self.seed)
+        require_spread(self.statistics)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(rejected=True, statistics=self.statistics, spread=True, state=True)
 
     def initial_state(self) -> State:
         return {"mean": 0.0, "std": 0.0 if self.fidelity == "official" else 1.0, "draws": 0}
@@ -97,9 +104,27 @@ class Selection:
         waits = generator(self.seed, KEPT, draws).exponential(size=len(gaps)) / weights.numpy()
         return sorted(waits.argsort(kind="stable")[:count].tolist())
 
+    def __call__(self, group: MarginGroup) -> Tensor:
+        """Values at the start of a run."""
+        return self.advance(group, self.initial_state())[0]
 
-@dataclass(frozen=True)
-class BatchAdaptive:
+    def advance(self, group: MarginGroup, state: State) -> tuple[Tensor, State]:
+        return self.advance_with(group, state, None)
+
+    def advance_with(
+        self, group: MarginGroup, state: State, sample_index: Sequence[int] | None
+    ) -> tuple[Tensor, State]:
+        """``advance`` with the pairs kept given by position; ``None`` draws them."""
+        kept, excess, after = self.choose(group, state, sample_index)
+        return self.values(group, kept, excess), after
+
+    @abstractmethod
+    def values(self, group: MarginGroup, kept: Tensor, excess: float) -> Tensor:
+        """[n], of the positions of the pairs kept and by how much their mean gap exceeds M₀."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAdaptive(Selection):
     """temperature = β_b/β, with β_b = max(β·(1 + α·(mean of the kept M − M₀)), 1e-3) (β-DPO, Wu et al. 2024).
 
     The same for all pairs of the group, so the loss is that of β_b wherever the reward is proportional to β; a target
@@ -108,56 +133,27 @@ class BatchAdaptive:
     (nats × β) do not compare; nothing bounds β_b from above. ``statistics``: see ``Scope``.
     """
 
-    beta: float
     alpha: float
-    drop: float = 0.2
-    decay: float = 0.9
-    fidelity: Fidelity = "official"
-    statistics: Scope = "forward"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.alpha < 0:
             raise UserError(
                 f"alpha={self.alpha}: β-DPO raises beta where a batch's margins are above the running mean, "
                 "and this would lower it; give 0 (a fixed beta) or more"
             )
-        self.selection()
-        require_spread(self.statistics)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(rejected=True, statistics=self.statistics, spread=True, state=True)
-
-    def selection(self) -> Selection:
-        """Which pairs are kept."""
-        return Selection(self.beta, self.drop, self.decay, self.fidelity, self.seed)
-
-    def initial_state(self) -> State:
-        return self.selection().initial_state()
-
-    def __call__(self, group: MarginGroup) -> Tensor:
-        """Temperatures at the start of a run."""
-        return self.advance(group, self.initial_state())[0]
-
-    def advance(self, group: MarginGroup, state: State) -> tuple[Tensor, State]:
-        return self.advance_with(group, state, None)
-
-    def advance_with(
-        self, group: MarginGroup, state: State, sample_index: Sequence[int] | None
-    ) -> tuple[Tensor, State]:
-        """``advance`` with the pairs kept given by position; ``None`` draws them."""
-        _, excess, after = self.selection().choose(group, state, sample_index)
+    def values(self, group: MarginGroup, kept: Tensor, excess: float) -> Tensor:
         beta = max(self.beta * (1 + self.alpha * excess), SMALLEST_BETA)
-        return torch.full_like(group.margins, beta / self.beta), after
+        return torch.full_like(group.margins, beta / self.beta)
 
     def observations(self, values: Tensor) -> Mapping[str, Tensor]:
         """``temperature/mean``: β_b/β."""
         return {"temperature/mean": values}
 
 
-@dataclass(frozen=True)
-class Kept:
+@dataclass(frozen=True, kw_only=True)
+class Kept(Selection):
     """weight = n/kept for the pairs kept and 0 for the others: the mean over the kept ones (β-DPO, Wu et al. 2024).
 
     ``Selection`` says which pairs are kept; with the constants of ``BatchAdaptive`` they are the pairs behind its
@@ -165,45 +161,12 @@ class Kept:
     ``Scope``.
     """
 
-    beta: float
-    drop: float = 0.2
-    decay: float = 0.9
-    fidelity: Fidelity = "official"
-    statistics: Scope = "forward"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.selection()
-        require_spread(self.statistics)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(rejected=True, statistics=self.statistics, spread=True, state=True)
-
-    def selection(self) -> Selection:
-        """Which pairs are kept."""
-        return Selection(self.beta, self.drop, self.decay, self.fidelity, self.seed)
-
-    def initial_state(self) -> State:
-        return self.selection().initial_state()
-
-    def __call__(self, group: MarginGroup) -> Tensor:
-        """Weights at the start of a run."""
-        return self.advance(group, self.initial_state())[0]
-
-    def advance(self, group: MarginGroup, state: State) -> tuple[Tensor, State]:
-        return self.advance_with(group, state, None)
-
-    def advance_with(
-        self, group: MarginGroup, state: State, sample_index: Sequence[int] | None
-    ) -> tuple[Tensor, State]:
-        """``advance`` with the pairs kept given by position; ``None`` draws them."""
-        kept, _, after = self.selection().choose(group, state, sample_index)
+    def values(self, group: MarginGroup, kept: Tensor, excess: float) -> Tensor:
         if self.fidelity == "gamma_po":
-            return torch.ones_like(group.margins), after
+            return torch.ones_like(group.margins)
         weights = torch.zeros_like(group.margins)
         weights[kept.to(weights.device)] = len(weights) / len(kept)
-        return weights, after
+        return weights
 
     def observations(self, values: Tensor) -> Mapping[str, Tensor]:
         """``weight/kept``: whether the pair counts."""

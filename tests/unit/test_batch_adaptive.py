@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.objective.batch_adaptive import BatchAdaptive, Fidelity, Kept, Selection
+from src.objective.batch_adaptive import BatchAdaptive, Fidelity, Kept
 from src.objective.rewards import AverageLogProb, ReferenceLogRatio
 from src.objective.targets import Constant
 from src.training.step import pass_over, validate
@@ -90,7 +90,7 @@ def chance_of_being_kept(weights: list[float], count: int) -> list[float]:
 
 def test_pairs_are_drawn_by_their_distance_to_the_mean() -> None:
     gaps, drawn = torch.tensor([0.5, -1.0, 2.0, 3.5, 0.0], dtype=torch.float64), 4000
-    selection = Selection(beta=1.0, drop=0.4, decay=0.9, fidelity="official", seed=0)
+    selection = Kept(beta=1.0, drop=0.4, decay=0.9, fidelity="official", seed=0)
     seen = torch.zeros(5)
     for draws in range(drawn):
         seen[selection.drawn(gaps, 0.5, 1.5, draws)] += 1
@@ -99,7 +99,7 @@ def test_pairs_are_drawn_by_their_distance_to_the_mean() -> None:
 
 
 def test_far_pairs_can_be_drawn_when_there_are_not_enough_near_ones() -> None:
-    selection = Selection(beta=1.0, drop=0.2, decay=0.9, fidelity="official", seed=0)
+    selection = Kept(beta=1.0, drop=0.2, decay=0.9, fidelity="official", seed=0)
     gaps = torch.tensor([1.0, 0.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     for std in (0.0, 1e-300, 1e-9):
         kept = {tuple(selection.drawn(gaps, 0.0, std, draws)) for draws in range(40)}
@@ -109,7 +109,7 @@ def test_far_pairs_can_be_drawn_when_there_are_not_enough_near_ones() -> None:
 
 
 def test_the_draw_follows_from_seed_and_count_alone() -> None:
-    selection = Selection(beta=1.0, drop=0.5, decay=0.9, fidelity="official", seed=0)
+    selection = Kept(beta=1.0, drop=0.5, decay=0.9, fidelity="official", seed=0)
     gaps = torch.linspace(-1, 1, 20, dtype=torch.float64)
     torch.manual_seed(1)
     first = selection.drawn(gaps, 0.0, 1.0, 7)
