@@ -87,27 +87,8 @@ class Objective:
         return replace(union, rejected=rejected, reference=union.reference and rejected)
 
     def __post_init__(self) -> None:
-        if getattr(self.target, "two_points", False) and not getattr(self.link, "two_points", False):
-            raise UserError(
-                f"target={type(self.target).__name__} gives chosen and rejected rewards a point each, but "
-                f"link={type(self.link).__name__} holds their difference against one margin; "
-                "take src.objective.prospect.Prospect for the link, or a target of one margin"
-            )
-        wanted = self.needs
-        given = getattr(self.perturbation, "gives", Needs())
-        for name, part in (("anchor_gaps", "AnchorProbe"), ("gradient_norms", "GradientNorms")):
-            if getattr(wanted, name) and not getattr(given, name):
-                reader = next(slot for slot, one in self.parts.items() if getattr(one.needs, name))
-                raise UserError(
-                    f"the {reader} {type(getattr(self, reader)).__name__} reads {name.replace('_', ' ')}, which "
-                    f"perturbation={type(self.perturbation).__name__} does not give; "
-                    f"take src.objective.perturbations.{part} for the perturbation"
-                )
-            if getattr(given, name) and not getattr(wanted, name):
-                raise UserError(
-                    f"perturbation={type(self.perturbation).__name__} finds {name.replace('_', ' ')} that no part "
-                    "reads, at the cost of a backward pass; leave it out, or choose a part that reads them"
-                )
+        refuse_one_margin_for_two_points(self)
+        refuse_unserved_readers(self)
 
     def initial_state(self) -> ObjectiveState:
         """State before the first step."""
@@ -201,3 +182,32 @@ class Objective:
         losses = self.linked(PairRewards(chosen, rewards.rejected), terms.target, terms.temperature)
         total = (terms.coefficient * terms.weight * losses).sum()
         return -torch.autograd.grad(total, chosen)[0] if total.requires_grad else torch.zeros_like(chosen)
+
+
+def refuse_one_margin_for_two_points(row: Objective) -> None:
+    """Raise ``UserError`` where the target gives each response a point of its own and the link reads one margin."""
+    if getattr(row.target, "two_points", False) and not getattr(row.link, "two_points", False):
+        raise UserError(
+            f"target={type(row.target).__name__} gives chosen and rejected rewards a point each, but "
+            f"link={type(row.link).__name__} holds their difference against one margin; "
+            "take src.objective.prospect.Prospect for the link, or a target of one margin"
+        )
+
+
+def refuse_unserved_readers(row: Objective) -> None:
+    """Raise ``UserError`` where a part reads what no perturbation finds, or a perturbation finds what no part reads."""
+    name = type(row.perturbation).__name__
+    given = getattr(row.perturbation, "gives", Needs())
+    for finding, giver in (("anchor_gaps", "AnchorProbe"), ("gradient_norms", "GradientNorms")):
+        spoken = finding.replace("_", " ")
+        if getattr(row.needs, finding) and not getattr(given, finding):
+            slot, reader = next((slot, one) for slot, one in row.parts.items() if getattr(one.needs, finding))
+            raise UserError(
+                f"the {slot} {type(reader).__name__} reads {spoken}, which perturbation={name} does not give; "
+                f"take src.objective.perturbations.{giver} for the perturbation"
+            )
+        if getattr(given, finding) and not getattr(row.needs, finding):
+            raise UserError(
+                f"perturbation={name} finds {spoken} that no part reads, at the cost of a backward pass; "
+                "leave it out, or choose a part that reads them"
+            )
