@@ -127,7 +127,7 @@ def test_finite(case: tuple[str, ...], dtype: torch.dtype) -> None:
     broken = []
     for hazard, pairs in HAZARDS.items():
         state = one.initial_state()
-        for step in range(STEPS):
+        for step in range(STEPS if state else 1):
             inputs = inputs_of(one, pairs, dtype)
             loss, gradient = loss_and_gradient(one, inputs, state)
             terms, state = terms_of(one, inputs, state)
