@@ -105,20 +105,32 @@ def amapo_variants() -> dict[str, Mapping[str, Any]]:
     return variants
 
 
+DIRECTION_KEYS = ("direction", "anchor", "strategy")
+"""Names under which a vector says whether pairs share a direction."""
+
+OWN_DIRECTION = {METHOD: "gapo_instance"}
+DIRECTIONS = {"batch": {}, "batch_wise": {}, "instance": OWN_DIRECTION, "instance_wise": OWN_DIRECTION}
+
+
+def instance_wise(config: Config) -> bool:
+    """Whether every pair has a direction of its own."""
+    said = any(str(config.get(key)).startswith("instance") for key in DIRECTION_KEYS)
+    return said or all(len(group) == 1 for group in config.get("groups", [[0, 1]]))
+
+
 def perturbed_scope(value: Any, config: Config) -> Mapping[str, Any]:
     """GAPO's output-layer form is a method of its own, unless directions are instance-wise as well."""
-    instance = all(len(group) == 1 for group in config.get("groups", [[0, 1]]))
-    return {METHOD: "gapo_lm_head"} if value == "lm_head" and not instance else {"scope": value}
+    return {METHOD: "gapo_lm_head"} if value == "lm_head" and not instance_wise(config) else {"scope": value}
 
 
 def anchor_groups(value: Any, config: Config) -> Mapping[str, Any]:
     """How many pairs share a direction: groups of equal size, the last may be smaller."""
-    if config.get("direction") == "instance":
-        return {}
+    if instance_wise(config):
+        return OWN_DIRECTION
     sizes = [len(group) for group in value]
     if len(set(sizes[:-1])) > 1 or not sizes or not 0 < sizes[-1] <= sizes[0]:
         raise UserError(f"groups of {sizes} pairs: all but the last must be of one size, and the last not larger")
-    return {METHOD: "gapo_instance"} if sizes[0] == 1 else {"anchor_pairs": sizes[0]}
+    return {"anchor_pairs": sizes[0]}
 
 
 def radius_of_norms(value: Any, config: Config) -> Mapping[str, Any]:
@@ -213,8 +225,8 @@ ROUTES: Mapping[str, Route] = {
             "groups": anchor_groups,
             "gamma": margin_in_mode,
             "gamma_mode": meaning(ratio={}, abs={}),
-            "direction": meaning(batch={}, instance={METHOD: "gapo_instance"}),
-        },
+        }
+        | dict.fromkeys(DIRECTION_KEYS, meaning(**DIRECTIONS)),
     ),
     "gradnorm_reweight": Route("gradnorm_reweight", MARGIN | {"norm": named("normalization"), "rho": radius_of_norms}),
     "simpo_sam": Route("simpo_sam", MARGIN),
