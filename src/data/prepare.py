@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from src.data.cache import build_once
 from src.data.filter import ScoreFilter
-from src.data.noise import Noise, NoNoise
+from src.data.noise import Noise, NoNoise, settled
 from src.data.pairs import Demonstration, PreferencePair
 from src.data.pairset import SIDES, PairSet, PairWriter, TokenizedPair
 from src.data.sources.base import Skipped, Source, read_records
@@ -103,6 +103,7 @@ def prepare(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
+    noise = noise if kind == "pairs" else NoNoise()
     identity = {
         "version": VERSION,
         "kind": kind,
@@ -113,7 +114,7 @@ def prepare(
             "response_span": template.text.response_span,
             "stop_token": template.text.stop,
         },
-        "noise": (noise if kind == "pairs" else NoNoise()).describe(),
+        "noise": noise.describe(),
         "options": asdict(options if kind == "pairs" else replace(options, min_score_gap=0.0)),
     }
     key = _json_hash(identity)[:16]
@@ -198,6 +199,7 @@ class _Builder:
 
     def build(self, folder: Path) -> dict[str, Any]:
         """Write both files; returns the manifest's measured part. Raises ``UserError`` for an empty split."""
+        self.noise, findings = settled(self.noise, self._noised_pairs())
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(PairWriter(folder / f"{split}.arrow")) for split in (TRAIN, VALIDATION)
@@ -215,7 +217,8 @@ class _Builder:
                 "count": len(self.flipped),
                 "hash": _json_hash(self.flipped),
                 "ids": self.flipped,
-            },
+            }
+            | findings,
             "lengths": {split: tally.quantiles() for split, tally in self.tallies.items()},
             "tokens": {split: tally.tokens() for split, tally in self.tallies.items()},
             "content": {split: writer.digest.hexdigest() for split, writer in writers.items()},
@@ -233,8 +236,9 @@ class _Builder:
             if split == VALIDATION:
                 yield split, record
             elif self.kind == "pairs":
-                if self.filter.keeps(record):
-                    yield split, self.noise.apply(record)
+                noisy = self.noise.apply(record)
+                if self.filter.keeps(noisy):
+                    yield split, noisy
                 else:
                     self._drop(record.id, self.filter.reason)
         if self.kind == "demonstrations":
@@ -243,6 +247,13 @@ class _Builder:
                 self._note(demonstration.id, seen)
                 if self._split(demonstration) == TRAIN:
                     yield TRAIN, demonstration
+
+    def _noised_pairs(self) -> Iterator[PreferencePair]:
+        """The training pairs that noise may change."""
+        kept = ScoreFilter(self.options.min_score_gap)
+        for pair in self.source.pairs():
+            if self._split(pair) == TRAIN and kept.keeps(pair):
+                yield pair
 
     def _split(self, record: PreferencePair | Demonstration) -> str:
         return split_of(record.prompt, self.options.validation_fraction, self.options.split_seed)

@@ -15,19 +15,18 @@ from src.errors import UserError
 from src.schema import LoggingConfig
 from src.training.step import StepOutput
 
-SPLIT_BY_LABEL = ("rewards/accuracies", "rewards/margins")
-"""Metrics that are also given for clean and flipped pairs apart."""
-
 
 def summarize(output: StepOutput, noisy: bool) -> dict[str, float | None]:
-    """Means over the window's pairs, moved off the device in one transfer; ``None`` where there is no number."""
+    """Means over the window's pairs, moved off the device in one transfer; ``None`` where there is no number.
+
+    ``noisy``: each metric of a pair also as ``..._clean`` and ``..._flipped``, over the pairs that noise left alone and
+    those it flipped.
+    """
     values = {"loss": output.loss} | {name: value.mean() for name, value in output.pair_metrics.items()}
     if noisy:
-        for name in SPLIT_BY_LABEL:
-            if name in output.pair_metrics:
-                value = output.pair_metrics[name]
-                values[f"{name}_clean"] = value[~output.flipped].mean()
-                values[f"{name}_flipped"] = value[output.flipped].mean()
+        places = {"clean": torch.nonzero(~output.flipped)[:, 0], "flipped": torch.nonzero(output.flipped)[:, 0]}
+        for name, value in output.pair_metrics.items():
+            values |= {f"{name}_{part}": value[place].mean() for part, place in places.items()}
     if output.gradient_norm is not None:
         values["grad_norm"] = output.gradient_norm
     numbers = torch.stack([value.to(torch.float64) for value in values.values()]).tolist()

@@ -71,7 +71,11 @@ def test_answers_import_nothing_heavy(program: str, arguments: list[str]) -> Non
 def test_help_lists_groups_and_examples() -> None:
     shown = call("src.train", "--help").out
     assert "python -m src.train -m method=amapo,simpo method.beta=1,2,3 seed=0,1" in shown
-    for line in ("model: gemma2_2b, ", "selection@checkpoint: by_accuracy, by_loss\n", "noise: none, random_flip\n"):
+    for line in (
+        "model: gemma2_2b, ",
+        "selection@checkpoint: by_accuracy, by_loss\n",
+        "noise: length_flip, none, random_flip, score_noise\n",
+    ):
         assert f"\n{line}" in shown
     assert re.search(r"\nrecipe: <method>__<model>, taken where there is one \(\d{3}\)\n", shown)
     assert "$" not in shown
