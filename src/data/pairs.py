@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from src.errors import UserError
@@ -84,20 +84,31 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A prompt with one response to imitate (supervised fine-tuning)."""
+    """A prompt with one response to imitate (supervised fine-tuning).
+
+    ``opening``: the first turns of its conversation, where several demonstrations are of one: the split is drawn by
+    them, so that the turns of a conversation stay together. ``None``: by the prompt.
+    """
 
     id: str
     prompt: Prompt
     response: str
+    # not in repr, by which the toy world's demonstrations are versioned
+    opening: Prompt | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
-    """One response to a prompt, its score and who wrote it."""
+    """One response to a prompt, its score and who wrote it.
+
+    ``aspects``: (name, rating) of what was rated apart, in the source's unit; ``None`` where an aspect has no rating.
+    """
 
     text: str
     score: float | None
     writer: str | None = None
+    # not in repr, by which the toy world's responses are versioned
+    aspects: tuple[tuple[str, float | None], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

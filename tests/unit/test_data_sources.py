@@ -121,7 +121,8 @@ def test_best_against_worst_keeps_scores_and_writers(scored: str) -> None:
 
 
 def test_writer_is_read_like_model(scored: str) -> None:
-    assert [response.writer for response in list(ScoredResponsesFile(scored).prompts())[1].responses] == ["a", "b"]
+    second = list(ScoredResponsesFile(scored).scored_responses())[1]
+    assert [response.writer for response in second.responses] == ["a", "b"]
 
 
 def test_all_pairs_above_a_gap(scored: str) -> None:

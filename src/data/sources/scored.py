@@ -1,16 +1,12 @@
-"""Several scored responses per prompt, made into pairs."""
+"""Several scored responses per prompt, from a file of our own format."""
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from src.data.pairs import (
-    PreferencePair,
     ScoredResponse,
     ScoredResponses,
     optional_text,
@@ -19,21 +15,16 @@ from src.data.pairs import (
     score_field,
     text_field,
 )
-from src.data.sources.base import PairSource, Skipped
 from src.data.sources.files import content_hash, existing, located, read_json_lines
-from src.data.splits import digest
+from src.data.sources.pairing import PairedResponses
 from src.errors import UserError
-
-PAIRINGS = ("best_worst", "all_pairs", "random")
 
 
 @dataclass(frozen=True)
-class ScoredResponsesFile(PairSource):
+class ScoredResponsesFile(PairedResponses):
     """Pairs from a JSON-lines file of ``{prompt_id, prompt, responses: [{writer | model, text, score}]}``.
 
-    ``pairing``: ``best_worst`` (highest against lowest score), ``all_pairs`` (every two responses), or ``random``
-    (``pairs_per_prompt`` of them, drawn without replacement by ``seed`` and prompt id, whatever the order of
-    the file). ``min_gap``: smallest score difference (source's unit) of a pair; tied scores never make a pair.
+    The fields after ``path`` are those of ``Pairing``.
     """
 
     path: str
@@ -43,84 +34,26 @@ class ScoredResponsesFile(PairSource):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        key = "dataset.source"
-        if self.pairing not in PAIRINGS:
-            raise UserError(f"{key}.pairing={self.pairing} is unknown; use one of {', '.join(PAIRINGS)}")
-        if not isinstance(self.min_gap, (int, float)) or not 0 <= self.min_gap < math.inf:
-            raise UserError(f"{key}.min_gap={self.min_gap} must be a number from 0 on (a difference of scores)")
-        count = self.pairs_per_prompt
-        if self.pairing == "random" and (not isinstance(count, int) or count < 1):
-            raise UserError(f"{key}.pairing=random needs {key}.pairs_per_prompt, a number from 1 on")
-        if self.pairing != "random" and count is not None:
-            raise UserError(
-                f"{key}.pairs_per_prompt={count} has no meaning with pairing={self.pairing}; "
-                "leave it null or set pairing=random"
-            )
+        self.how()
 
-    def prompts(self) -> Iterator[ScoredResponses]:
-        """All responses to each prompt; raises ``UserError`` with file and line for a bad record."""
-        file = existing(self.path)
+    def scored_responses(self) -> Iterator[ScoredResponses]:
+        """All responses to each prompt; raises ``UserError`` with file and line for a bad record or a second use of a
+        prompt's id."""
+        file, lines = existing(self.path), dict[str, int]()
         for line, record in read_json_lines(file):
             with located(file, line):
-                responses = responses_of(record)
-            yield responses
-
-    def records(self) -> Iterator[PreferencePair | Skipped]:
-        """Pairs named ``<prompt id>/<place of chosen>-<place of rejected>``."""
-        for item in self.prompts():
-            yield from self._pairs_of(item)
+                item = responses_of(record)
+                if item.id in lines:
+                    raise UserError(
+                        f"prompt_id '{item.id}' was used in line {lines[item.id]}; give each prompt its own, and put "
+                        "all responses to one prompt into one record"
+                    )
+            lines[item.id] = line
+            yield item
 
     def content(self) -> str:
         """Hash of the uncompressed file."""
         return content_hash([existing(self.path)])
-
-    def options(self) -> dict[str, Any]:
-        """Pairing, gap and, for random pairs, their number and seed."""
-        chosen: dict[str, Any] = {"pairing": self.pairing, "min_gap": float(self.min_gap)}
-        if self.pairing == "random":
-            chosen |= {"pairs_per_prompt": self.pairs_per_prompt, "seed": self.seed}
-        return chosen
-
-    def _pairs_of(self, item: ScoredResponses) -> Iterator[PreferencePair | Skipped]:
-        count = len(item.responses)
-        if count < 2:
-            yield Skipped(item.id, "fewer than two responses")
-            return
-        candidates: list[tuple[int, int]] = list(combinations(range(count), 2))
-        if self.pairing == "best_worst":
-            best = max(range(count), key=lambda place: _score(item.responses[place]))
-            worst = min(range(count), key=lambda place: _score(item.responses[place]))
-            candidates = [(best, worst)] if best != worst else [(0, 1)]
-        made = []
-        for first, second in candidates:
-            pair = self._pair(item, first, second)
-            if isinstance(pair, Skipped):
-                yield pair
-            else:
-                made.append(pair)
-        if self.pairing == "random":
-            made = _draw(made, self.pairs_per_prompt or 0, digest(self.seed, item.id))
-        yield from made
-
-    def _pair(self, item: ScoredResponses, first: int, second: int) -> PreferencePair | Skipped:
-        if _score(item.responses[first]) < _score(item.responses[second]):
-            first, second = second, first
-        chosen, rejected = item.responses[first], item.responses[second]
-        identity, gap = f"{item.id}/{first}-{second}", _score(chosen) - _score(rejected)
-        if gap == 0:
-            return Skipped(identity, "tied scores")
-        if gap < self.min_gap:
-            return Skipped(identity, "score gap below min_gap")
-        return PreferencePair(
-            identity,
-            item.prompt,
-            chosen.text,
-            rejected.text,
-            chosen_score=chosen.score,
-            rejected_score=rejected.score,
-            chosen_writer=chosen.writer,
-            rejected_writer=rejected.writer,
-        )
 
 
 def responses_of(record: Mapping[str, Any]) -> ScoredResponses:
@@ -142,19 +75,7 @@ def responses_of(record: Mapping[str, Any]) -> ScoredResponses:
 def _response(entry: Any) -> ScoredResponse:
     if not isinstance(entry, Mapping):
         raise UserError(f"must be an object with text and score, not {entry!r:.60}")
-    require(entry, "score")
+    if entry.get("score") is None:
+        raise UserError("field 'score' is missing; score every response first, or remove it")
     writer = optional_text(entry, "writer") or optional_text(entry, "model")
     return ScoredResponse(text_field(entry, "text"), score_field(entry, "score"), writer)
-
-
-def _score(response: ScoredResponse) -> float:
-    assert response.score is not None  # responses_of requires it
-    return response.score
-
-
-def _draw(pairs: list[PreferencePair], count: int, seed: bytes) -> list[PreferencePair]:
-    """``count`` of ``pairs`` (all, when there are no more), drawn by ``seed``, in their first order."""
-    if len(pairs) <= count:
-        return pairs
-    places = random.Random(seed).sample(range(len(pairs)), count)
-    return [pairs[place] for place in sorted(places)]
