@@ -25,6 +25,8 @@ ROOMS = {
     "training": ("engine", "model", "data", "objective"),
     "evaluation": ("engine", "model", "data", "objective"),
     "catalogue": ("training", "evaluation", "engine", "model", "data", "objective"),
+    "generation": ("model", "data", "objective"),
+    "annotation": ("generation", "model", "data", "objective"),
     "analysis": ("evaluation", "engine", "model", "data", "objective"),
     "reporting": ("evaluation",),
 }
