@@ -300,9 +300,7 @@ def read_json(path: Path) -> Record:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); restore it, or remove its directory and start again"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}); restore it, or remove its directory and start again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object; restore it, or remove its directory and start again")
     return value
