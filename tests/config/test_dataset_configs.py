@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src.build import build, locate
+from src.build import build, locate, plain
 from src.data.noise import Noise
 from src.data.prepare import PrepareOptions
 from src.data.sources import Source
@@ -17,6 +17,8 @@ from src.schema import DatasetConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DATASETS = sorted((CONF / "dataset").glob("*.yaml"))
+OF_GROUPS = {"min_score_gap", "generalization"}
+"""Keys of ``dataset`` that groups of their own set (conf/filter, conf/generalization)."""
 NOISES = sorted((CONF / "noise").glob("*.yaml"))
 
 
@@ -27,11 +29,17 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_the_walk_finds_all() -> None:
     assert {path.stem for path in DATASETS} >= {
-        "toy",
+        "gemma2_ultrafeedback_armorm",
         "hh_rlhf",
-        "scored_responses",
+        "llama3_ultrafeedback",
+        "llama3_ultrafeedback_armorm",
         "local",
+        "mistral_instruct_ultrafeedback",
+        "scored_responses",
+        "toy",
+        "ultrachat_200k",
         "ultrafeedback_binarized",
+        "ultrafeedback_full",
     }
     assert {path.stem for path in NOISES} >= {"none", "random_flip"}
 
@@ -40,7 +48,7 @@ def test_the_walk_finds_all() -> None:
 def test_dataset(path: Path) -> None:
     config = read(path)
     assert config["name"] == path.stem
-    assert config.keys() == {spec.name for spec in dataclasses.fields(DatasetConfig)}
+    assert config.keys() == {spec.name for spec in dataclasses.fields(DatasetConfig)} - OF_GROUPS
     node = {key: "some/file.jsonl" if value == "???" else value for key, value in config["source"].items()}
     assert isinstance(build(node, "dataset.source"), Source)
     fields = {spec.name: spec for spec in dataclasses.fields(locate(node["_target_"]))}
@@ -48,8 +56,9 @@ def test_dataset(path: Path) -> None:
         assert node.keys() - {"_target_"} == fields.keys()
     for name, spec in fields.items():
         if spec.default is not dataclasses.MISSING and name in node:
-            assert node[name] == spec.default
-    PrepareOptions(**{spec.name: config[spec.name] for spec in dataclasses.fields(PrepareOptions)})
+            assert plain(node[name]) == spec.default
+    options = {spec.name for spec in dataclasses.fields(PrepareOptions)} & config.keys()
+    PrepareOptions(**{name: config[name] for name in options})
 
 
 @pytest.mark.parametrize("path", NOISES, ids=lambda path: path.stem)

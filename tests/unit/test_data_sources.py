@@ -13,17 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from src.data import hub
-from src.data.pairs import Message, PreferencePair
+from src.data.pairs import Message, PreferencePair, prompt_hash
 from src.data.sources import (
     HHRLHF,
     LocalPairs,
     ScoredResponsesFile,
+    ScoredSource,
     Skipped,
     Source,
     UltraFeedbackBinarized,
     chosen_demonstrations,
 )
 from src.data.sources.tables import table_hash
+from src.data.toy.source import ToySource
 from src.errors import UserError
 from tests.unit.data_tools import Records, pair, write_lines
 
@@ -82,8 +84,26 @@ def test_hh_directory_is_read_by_subset_and_split(tmp_path: Path) -> None:
     assert prompts() == ["harmless-base train", "helpful-base train"]
     assert prompts(split="test", subset="helpful-base") == ["helpful-base test"]
     assert [found.id for found in HHRLHF(path=str(tmp_path)).pairs()] == ["hh-000001", "hh-000002"]
-    with pytest.raises(UserError, match="without a file that matches red-team/train"):
-        prompts(subset="red-team")
+    with pytest.raises(UserError, match="without a file that matches helpful-online/train"):
+        prompts(subset="helpful-online")
+
+
+def test_every_subset_of_hh_and_what_is_none(tmp_path: Path) -> None:
+    subsets = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+    for subset in subsets:
+        (tmp_path / subset).mkdir()
+        text = f"\n\nHuman: {subset}\n\nAssistant:"
+        write_lines(tmp_path / subset / "train.jsonl.gz", [{"chosen": text + " a", "rejected": text + " b"}])
+    (tmp_path / "red-team-attempts").mkdir()
+    write_lines(tmp_path / "red-team-attempts" / "red_team_attempts.jsonl.gz", [{"transcript": "x"}])
+    for subset in subsets:
+        (only,) = HHRLHF(path=str(tmp_path), subset=subset).pairs()
+        assert only.prompt[0].content == subset
+    assert len(list(HHRLHF(path=str(tmp_path)).pairs())) == 4
+    with pytest.raises(UserError, match="subset=red-team-attempts has no pairs; use one of harmless-base, "):
+        HHRLHF(subset="red-team-attempts")
+    with pytest.raises(UserError, match="subset=helpful is unknown; use one of harmless-base, "):
+        HHRLHF(subset="helpful")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +111,8 @@ def test_hh_directory_is_read_by_subset_and_split(tmp_path: Path) -> None:
 )
 def test_options_without_meaning_for_a_single_file_are_refused(tmp_path: Path, option: str, source: Any) -> None:
     path = write_lines(tmp_path / "hh.jsonl", [{"chosen": PROMPT + " a", "rejected": PROMPT + " b"}])
-    with pytest.raises(UserError, match=f"dataset.source.{option}=test has no meaning"):
-        list(source(path=path, **{option: "test"}).pairs())
+    with pytest.raises(UserError, match=f"dataset.source.{option}=helpful-base has no meaning"):
+        list(source(path=path, **{option: "helpful-base"}).pairs())
 
 
 # --- scored responses -------------------------------------------------------------------------------------------------
@@ -224,7 +244,7 @@ def test_hub_rows_are_read_like_files(monkeypatch: pytest.MonkeyPatch, tmp_path:
         asked.append((hub_id, options))
         return Stored([feedback(0)])
 
-    monkeypatch.setattr("src.data.sources.ultrafeedback.load_hub_dataset", load)
+    monkeypatch.setattr("src.data.sources.file_or_hub.load_hub_dataset", load)
     local = UltraFeedbackBinarized(path=write_lines(tmp_path / "u.jsonl", [feedback(0)]))
     assert list(UltraFeedbackBinarized(split="test_prefs").pairs()) == list(local.pairs())
     assert asked == [("HuggingFaceH4/ultrafeedback_binarized", {"split": "test_prefs", "revision": None})]
@@ -279,6 +299,18 @@ def test_demonstrations_are_the_chosen_responses_each_once() -> None:
 def test_every_source_is_a_source(tmp_path: Path, scored: str) -> None:
     for source in (HHRLHF(), LocalPairs("x"), ScoredResponsesFile(scored), UltraFeedbackBinarized(), Records(())):
         assert isinstance(source, Source)
+
+
+def test_the_toy_world_and_files_of_responses_share_the_protocol(tmp_path: Path) -> None:
+    toy = ToySource(prompts=3, demonstration_prompts=0)
+    assert isinstance(toy, ScoredSource)
+    items = list(toy.scored_responses())
+    assert len({prompt_hash(item.prompt) for item in items}) == 3
+    record = {"prompt_id": "p", "prompt": "why", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]}
+    path = write_lines(tmp_path / "s.jsonl", [record, record])
+    assert isinstance(ScoredResponsesFile(path), ScoredSource)
+    with pytest.raises(UserError, match=r"s.jsonl:2: prompt_id 'p' was used in line 1; give each prompt its own"):
+        list(ScoredResponsesFile(path).pairs())
 
 
 def test_table_hash_ignores_chunks_and_metadata() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from src.data.hub import load_hub_dataset
 from src.data.sources.base import PairSource
-from src.data.sources.files import content_hash, read_json_lines
+from src.data.sources.files import content_hash, existing, files_of, read_json_lines
 from src.data.sources.tables import ROWS, table_hash
 from src.errors import UserError
 
@@ -46,6 +48,39 @@ class FileOrHubSource(PairSource):
                 yield from ((f"{file} row {row}", record) for row, record in read_parquet(file))
             else:
                 yield from ((f"{file}:{line}", record) for line, record in read_json_lines(file))
+
+
+class SplitOfHub(FileOrHubSource):
+    """Base of the hub data sets with named splits, whose local copy is a file, or a directory of ``<split>*`` files."""
+
+    default_split: ClassVar[str]
+
+    path: str | None
+    revision: str | None
+    split: str | None
+
+    def _files(self) -> list[Path] | None:
+        if self.path is None:
+            return None
+        files = files_of(self.path, f"**/{self.split or self.default_split}*")
+        if existing(self.path).is_file() and self.split is not None:
+            raise UserError(
+                f"dataset.source.split={self.split} has no meaning for the single file {self.path}; "
+                "leave it null, or set path to a directory with one file or more per split"
+            )
+        return files
+
+    def _hub(self) -> Any:
+        return load_hub_dataset(self.hub_id, split=self.split or self.default_split, revision=self.revision)
+
+
+@contextmanager
+def at(where: str) -> Iterator[None]:
+    """Put ``where`` in front of any ``UserError`` raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

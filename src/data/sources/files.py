@@ -15,6 +15,7 @@ from src.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 20
+ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
 
 
 @contextmanager
@@ -45,6 +46,20 @@ def files_of(path: str | Path, pattern: str) -> list[Path]:
     files = sorted(found.glob(pattern))
     if not files:
         raise UserError(f"dataset.source.path={path} is a directory without a file that matches {pattern}")
+    return files
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """``[path]`` for a file; for a directory all parquet and JSON-lines files below it, sorted.
+
+    Raises ``UserError`` when the path does not exist or the directory holds no such file.
+    """
+    found = existing(path)
+    if not found.is_dir():
+        return [found]
+    files = sorted(file for file in found.rglob("*") if file.name.endswith(ENDINGS) and file.is_file())
+    if not files:
+        raise UserError(f"dataset.source.path={path} is a directory without a file that ends in {', '.join(ENDINGS)}")
     return files
 
 

@@ -21,6 +21,7 @@ from src.errors import UserError
 ASSISTANT = "\n\nAssistant:"
 HUMAN = "\n\nHuman:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
+SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -29,7 +30,8 @@ class HHRLHF(FileOrHubSource):
     """HH-RLHF from a local file or directory (``path``) or from the hub (``hub_id``).
 
     The prompt is everything up to and including the last ``\\n\\nAssistant:`` of a transcript.
-    A directory is laid out as the hub repository: ``<subset>/<split>.jsonl[.gz]``.
+    A directory is laid out as the hub repository: ``<subset>/<split>.jsonl[.gz]``. ``subset`` is one of ``SUBSETS``,
+    ``None`` all of them. Records are read one by one, whatever the size of the data.
     """
 
     path: str | None = None
@@ -37,6 +39,13 @@ class HHRLHF(FileOrHubSource):
     revision: str | None = None
     subset: str | None = None
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.subset is not None and self.subset not in SUBSETS:
+            why = "has no pairs" if self.subset == "red-team-attempts" else "is unknown"
+            raise UserError(
+                f"dataset.source.subset={self.subset} {why}; use one of {', '.join(SUBSETS)}, or null for all"
+            )
 
     def records(self) -> Iterator[PreferencePair | Skipped]:
         """One pair per record, named by its position; raises ``UserError`` for records of another shape."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from src.data.pairs import PreferencePair, ScoredResponse, ScoredResponses
 from src.data.sources.base import PairSource, Skipped, Source
 from src.data.splits import digest
 from src.errors import UserError
 
+Item = TypeVar("Item", bound="ScoredResponses | Skipped")
 PAIRINGS = ("best_worst", "all_pairs", "random")
 
 
@@ -135,22 +136,25 @@ class PairedResponses(PairSource):
 
     def records(self) -> Iterator[PreferencePair | Skipped]:
         """The pairs of every prompt, and what made none."""
-        how, seen, most = self.how(), 0, 0
-        for item in self.scored_responses():
-            seen, most = seen + 1, max(most, len(item.responses))
+        how = self.how()
+        for item in comparable(self.scored_responses()):
             yield from how.pairs_of(item)
-        refuse_single(seen, most)
 
     def options(self) -> dict[str, Any]:
         """The pairing's settings."""
         return self.how().options()
 
 
-def refuse_single(prompts: int, most: int) -> None:
-    """Raise ``UserError`` when there were prompts and none had ``most`` = 2 responses or more."""
-    if prompts and most < 2:
+def comparable(items: Iterable[Item]) -> Iterator[Item]:
+    """``items``; raises ``UserError`` after the last of them when none had two responses."""
+    seen = most = 0
+    for item in items:
+        if isinstance(item, ScoredResponses):
+            seen, most = seen + 1, max(most, len(item.responses))
+        yield item
+    if seen and most < 2:
         raise UserError(
-            f"none of the {prompts} prompts of dataset.source has two responses, so there is nothing to compare; give "
+            f"none of the {seen} prompts of dataset.source has two responses, so there is nothing to compare; give "
             "data with several responses a prompt, or pairs (dataset=local)"
         )
 

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from src.data.hub import load_hub_dataset
 from src.data.pairs import PreferencePair, prompt_from_json, require, score_field, text_field
 from src.data.sources.base import Skipped
-from src.data.sources.file_or_hub import FileOrHubSource
-from src.data.sources.files import existing, files_of
+from src.data.sources.file_or_hub import SplitOfHub, at
 from src.errors import UserError
-
-DEFAULT_SPLIT = "train_prefs"
 
 
 @dataclass(frozen=True)
-class UltraFeedbackBinarized(FileOrHubSource):
+class UltraFeedbackBinarized(SplitOfHub):
     """The data set from the hub, or from ``path``: a parquet or JSON-lines file, or a directory of them.
 
     ``split`` (default ``train_prefs``; the other one is ``test_prefs``) picks the hub's split or, in a
     directory, the files whose names begin with it.
     """
+
+    default_split: ClassVar[str] = "train_prefs"
 
     path: str | None = None
     hub_id: str = "HuggingFaceH4/ultrafeedback_binarized"
@@ -36,24 +33,9 @@ class UltraFeedbackBinarized(FileOrHubSource):
     def records(self) -> Iterator[PreferencePair | Skipped]:
         """One pair per row, named by its position; raises ``UserError`` with file and row for a bad record."""
         for position, (where, record) in enumerate(self.rows(), 1):
-            try:
-                yield pair_of(f"uf-{position:06d}", record)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
-
-    def _files(self) -> list[Path] | None:
-        if self.path is None:
-            return None
-        files = files_of(self.path, f"**/{self.split or DEFAULT_SPLIT}*")
-        if existing(self.path).is_file() and self.split is not None:
-            raise UserError(
-                f"dataset.source.split={self.split} has no meaning for the single file {self.path}; "
-                "leave it null, or set path to a directory with one file or more per split"
-            )
-        return files
-
-    def _hub(self) -> Any:
-        return load_hub_dataset(self.hub_id, split=self.split or DEFAULT_SPLIT, revision=self.revision)
+            with at(where):
+                pair = pair_of(f"uf-{position:06d}", record)
+            yield pair
 
 
 def pair_of(identity: str, record: Mapping[str, Any]) -> PreferencePair | Skipped:
