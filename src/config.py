@@ -14,7 +14,17 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import Problems
-from src.schema import AdapterConfig, RankingConfig, ReportConfig, TrainConfig, TrainingConfig
+from src.schema import (
+    AdapterConfig,
+    AnnotateConfig,
+    GapsConfig,
+    GenerateConfig,
+    RankingConfig,
+    ReportConfig,
+    ShowConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -27,7 +37,15 @@ STOPPED = 75
 """Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, on which schedulers requeue."""
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "ranking": RankingConfig, "report": ReportConfig}
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "ranking": RankingConfig,
+    "report": ReportConfig,
+    "show": ShowConfig,
+    "annotate": AnnotateConfig,
+    "generate": GenerateConfig,
+    "gaps": GapsConfig,
+}
 
 
 def composed_train(overrides: list[str]) -> DictConfig:

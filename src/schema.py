@@ -151,6 +151,31 @@ class TrainConfig:
 
 
 @dataclass
+class ShowConfig(TrainConfig):
+    """conf/show.yaml: what of the prepared data is shown, besides the keys of training that choose it.
+
+    It is merged over those keys, so its own values of them are missing: a default would take the place of a choice.
+    """
+
+    model: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    parts: dict[str, Any] = MISSING
+    dataset: DatasetConfig = MISSING
+    engine: EngineConfig = MISSING
+    logging: LoggingConfig = MISSING
+    training: TrainingConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    debug: DebugConfig = MISSING
+    run_dir: str | None = MISSING
+    split: str = one_of("train", "validation")
+    pairs: int = number(at_least=1)
+    only: list[str] = field(default_factory=list)
+    ids: bool = False
+    html: str | None = None
+
+
+@dataclass
 class RankingConfig:
     """conf/ranking.yaml: pairwise accuracy of a finished run."""
 
@@ -172,4 +197,64 @@ class ReportConfig:
     runs: str = MISSING
     records: str = MISSING
     output: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class AnnotateConfig:
+    """conf/annotate.yaml: scores for responses, and pairs of them."""
+
+    generations: Any = MISSING
+    scorer: dict[str, Any] = MISSING
+    shard_size: int = number(at_least=1)
+    max_unscored: float = number(at_least=0)
+    min_gap: float = number(at_least=0)
+    output_root: str = MISSING
+    output: str | None = None
+    cache_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class GapsConfig:
+    """conf/gaps.yaml: the histogram of score gaps; model, data set and noise as in training."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    noise: dict[str, Any] = MISSING
+    split: str = one_of("train", "validation")
+    bin_width: float | None = number(None, above=0)
+    hard_filter: float = number(at_least=0)
+    batch: int = number(at_least=2)
+    seed: int = MISSING
+    cache_root: str = MISSING
+    output: str = one_of("table", "json")
+    figure: str | None = None
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class GenerateConfig:
+    """conf/generate.yaml: responses of a model to prompts."""
+
+    checkpoint: str | None = None
+    which: str = one_of("best", "last")
+    template: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    dtype: str | None = None
+    writer: str | None = None
+    generator: dict[str, Any] = MISSING
+    dataset: DatasetConfig | None = None
+    prompts: str | None = None
+    split: str = one_of("all", "train", "validation")
+    max_prompts: int | None = number(None, at_least=1)
+    n: int = number(at_least=1)
+    temperatures: list[float] = MISSING
+    seeds: list[int] = MISSING
+    top_p: float = number(above=0)
+    top_k: int | None = number(None, at_least=1)
+    max_new_tokens: int = number(at_least=1)
+    shard_size: int = number(at_least=1)
+    output_root: str = MISSING
+    output: str | None = None
     debug: DebugConfig = field(default_factory=DebugConfig)

@@ -21,6 +21,9 @@ PROGRAMS = {
     "src.preflight": "train",
     "src.evaluation.ranking": "ranking",
     "src.report": "report",
+    "src.generate": "generate",
+    "src.annotate": "annotate",
+    "src.data.show": "show",
 }
 """Entry points and the configuration of each."""
 

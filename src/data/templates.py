@@ -12,9 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -89,6 +89,11 @@ class TextTemplate:
         self.tail = sample.rpartition(MARK)[2]
         self.writes_bos = bool(bos) and sample.startswith(bos)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it is made of, since jinja's templates cannot be: worker processes make their own."""
+        parts = {"bos": self.bos, "eos": self.eos, "stop": self.stop, "response_span": self.response_span}
+        return partial(TextTemplate, self.source, **parts), ()
+
     @classmethod
     def named(cls, name: str, *, response_span: str = "completion", stop: str | None = None) -> TextTemplate:
         """The template ``name`` of ``chat_templates/`` with the special tokens of its usual tokenizer."""
@@ -121,6 +126,10 @@ class TextTemplate:
     def render_prompt(self, prompt: Prompt) -> str:
         """The text that a model is asked to continue: with the generation prompt, whatever the response span."""
         return self._render([_message(turn.role, turn.content) for turn in prompt], True)
+
+    def render_conversation(self, messages: Prompt) -> str:
+        """A whole conversation, whoever has the last turn."""
+        return self._render([_message(turn.role, turn.content) for turn in messages], False)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:
@@ -202,6 +211,12 @@ class ChatTemplate:
         """The ids a model is asked to continue: with the generation prompt, whatever the response span."""
         (hidden,), table = self._hide([prompt])
         return self._bos_ids + self._ids([self.text.render_prompt(hidden)], table)[0]
+
+    def encode_conversation(self, messages: Prompt) -> list[int]:
+        """The ids of a whole conversation, whoever has the last turn, as ``apply_chat_template`` gives them: no bos that
+        the template does not write, no stop token put in, nothing left out. Raises ``TemplateRefusal``."""
+        (hidden,), table = self._hide([messages])
+        return self._ids([self.text.render_conversation(hidden)], table)[0]
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
         """Ids of one prompt and response; raises ``TemplateRefusal`` when it cannot be rendered."""

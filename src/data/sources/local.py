@@ -8,6 +8,7 @@ from typing import Any
 
 from src.data.pairs import PreferencePair
 from src.data.sources.base import PairSource
+from src.data.sources.chain import check_made
 from src.data.sources.files import content_hash, existing, located, read_json_lines
 
 
@@ -26,8 +27,10 @@ class LocalPairs(PairSource):
             yield pair
 
     def content(self) -> str:
-        """Hash of the uncompressed file."""
-        return content_hash([existing(self.path)])
+        """Hash of the uncompressed file; raises ``UserError`` when it is not what a manifest beside it describes."""
+        file = existing(self.path)
+        check_made(file)
+        return content_hash([file])
 
     def options(self) -> dict[str, Any]:
         """Nothing: the reading has no settings."""

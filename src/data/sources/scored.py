@@ -15,6 +15,7 @@ from src.data.pairs import (
     score_field,
     text_field,
 )
+from src.data.sources.chain import check_made
 from src.data.sources.files import content_hash, existing, located, read_json_lines
 from src.data.sources.pairing import PairedResponses
 from src.errors import UserError
@@ -52,8 +53,10 @@ class ScoredResponsesFile(PairedResponses):
             yield item
 
     def content(self) -> str:
-        """Hash of the uncompressed file."""
-        return content_hash([existing(self.path)])
+        """Hash of the uncompressed file; raises ``UserError`` when it is not what a manifest beside it describes."""
+        file = existing(self.path)
+        check_made(file)
+        return content_hash([file])
 
 
 def responses_of(record: Mapping[str, Any]) -> ScoredResponses:
