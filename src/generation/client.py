@@ -151,6 +151,10 @@ class ChatClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def complete(self, messages: Messages, **settings: Any) -> Completion:
