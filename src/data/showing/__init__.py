@@ -1,0 +1,1 @@
+"""Prepared pairs made visible: which tokens there are, and what becomes of each."""
