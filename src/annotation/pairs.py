@@ -32,13 +32,15 @@ def write_training_files(
     write_durably(responses, b"".join(map(line_of, with_scores(records()))))
     source = ScoredResponsesFile(str(responses), pairing="best_worst", min_gap=min_gap)
     made, skipped = best_against_worst(source)
-    write_durably(pairs, b"".join(line_of(pair.to_json()) for pair in made))
-    identity = {"annotation": annotation["hash"]}
+    identity: dict[str, Any] = {"annotation": annotation["hash"]}
     counts = dict(annotation["counts"])
     _write_manifest(responses, "responses", identity, counts, annotation)
     if not made:
+        for stale in (manifest_of(pairs), pairs):
+            stale.unlink(missing_ok=True)
         reasons = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
         raise UserError(f"no pair can be made of {directory}: {reasons}; generate more, or other, responses")
+    write_durably(pairs, b"".join(line_of(pair.to_json()) for pair in made))
     counts |= {"pairs": len(made), "skipped": dict(sorted(skipped.items()))}
     identity |= {"pairing": "best_worst", "min_gap": float(min_gap)}
     return _write_manifest(pairs, "pairs", identity, counts, annotation)

@@ -213,8 +213,8 @@ class ChatTemplate:
         return self._bos_ids + self._ids([self.text.render_prompt(hidden)], table)[0]
 
     def encode_conversation(self, messages: Prompt) -> list[int]:
-        """The ids of a whole conversation, whoever has the last turn, as ``apply_chat_template`` gives them: no bos that
-        the template does not write, no stop token put in, nothing left out. Raises ``TemplateRefusal``."""
+        """The ids of a whole conversation, whoever has the last turn, as ``apply_chat_template`` gives them: no bos
+        that the template does not write, no stop token put in, nothing left out. Raises ``TemplateRefusal``."""
         (hidden,), table = self._hide([messages])
         return self._ids([self.text.render_conversation(hidden)], table)[0]
 
