@@ -13,13 +13,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.annotation.base import Batch, Candidates, Item, Score, ScoreBatch, Scorer, Shard
+from src.annotation.base import Batch, Candidates, Item, Score, ScoreBatch, Scorer, Shard, every_item
 from src.annotation.inputs import Corpus
 from src.annotation.pairs import write_training_files
 from src.errors import UserError
 from src.generation.shards import Journal, ShardedJsonl
 
 STAGE = "annotate"
+EMPTY = "empty response"
+"""Why a response is not shown to any scorer: nothing can be learnt from it."""
+UNKNOWN = Score(None)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,12 @@ def scored(
     for line in journal.records:
         for prompt, place, value, reason in line["scores"]:
             found[prompt, place] = Score(value, reason)
+    for prompt, place in every_item(shard):
+        if not shard[prompt].responses[place].text.strip():
+            found[prompt, place] = Score(None, EMPTY)
     advance(len(found))
-    for batch in batches:
+    for whole in batches:
+        batch = tuple(item for item in whole if found.get(item, UNKNOWN).reason != EMPTY)
         # a batch is scored again as a whole, so that padding, and with it rounding, is that of an undisturbed run
         if all(item in found for item in batch):
             continue
@@ -129,12 +136,13 @@ def counts_of(records: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_too_few(counts: Mapping[str, Any], limit: float) -> None:
-    """Raise ``UserError`` when more than a share ``limit`` of the responses has no score."""
-    without = sum(counts["unscored"].values())
-    if without > limit * counts["responses"]:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in counts["unscored"].items())
+    """Raise ``UserError`` when more than a share ``limit`` of the responses has no score, the empty ones apart."""
+    failed = {reason: count for reason, count in counts["unscored"].items() if reason != EMPTY}
+    without, responses = sum(failed.values()), counts["responses"] - counts["unscored"].get(EMPTY, 0)
+    if without > limit * responses:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in failed.items())
         raise UserError(
-            f"{without} of {counts['responses']} responses have no score ({reasons}), more than max_unscored={limit:g} "
+            f"{without} of {responses} responses have no score ({reasons}), more than max_unscored={limit:g} "
             "allows: the pairs would be of what happens to be easy to score; correct the scorer, or raise max_unscored"
         )
 

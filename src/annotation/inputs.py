@@ -14,7 +14,7 @@ from src.data.sources.files import content_hash, existing, located, read_json_li
 from src.errors import UserError
 from src.generation.shards import read_manifest, read_records
 
-ORIGIN = ("sample", "seed", "temperature")
+ORIGIN = ("sample", "seed", "temperature", "finish_reason", "tokens")
 """Fields of a generated response that are kept beside its score."""
 
 

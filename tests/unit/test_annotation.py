@@ -112,6 +112,17 @@ def test_responses_without_a_score_are_left_out_and_counted_up_to_a_share(corpus
     assert lacking not in {pair.chosen for pair in pairs_of(tmp_path / "out")}
 
 
+def test_empty_responses_are_shown_to_no_scorer_and_count_for_no_limit(tmp_path: Path) -> None:
+    shard = [candidates("", "long enough", "no", number=0), candidates(" \n", "one", number=1)]
+    corpus = read_corpus([str(write_generations(tmp_path / "generations", shard))])
+    seen: list[Batch] = []
+    manifest = annotate(corpus, Lengths(seen=seen.append), tmp_path / "out", options(tmp_path, max_unscored=0.0))
+    assert seen == [((0, 1), (0, 2)), ((1, 1),)]
+    assert manifest["counts"]["unscored"] == {"empty response": 2}
+    assert manifest["counts"]["skipped"] == {"fewer than two responses": 1}
+    assert [(pair.chosen, pair.rejected) for pair in pairs_of(tmp_path / "out")] == [("long enough", "no")]
+
+
 def test_no_pair_at_all_is_an_error_that_leaves_no_file_of_pairs(corpus: Corpus, tmp_path: Path) -> None:
     annotate(corpus, Lengths(), tmp_path / "out", options(tmp_path))
     with pytest.raises(UserError, match=r"no pair can be made of .*: 9 × score gap below min_gap; generate more"):
