@@ -21,6 +21,7 @@ PROGRAMS = {
     "src.preflight": "train",
     "src.evaluation.ranking": "ranking",
     "src.report": "report",
+    "src.data.gaps": "gaps",
     "src.generate": "generate",
     "src.annotate": "annotate",
     "src.data.show": "show",

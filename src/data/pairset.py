@@ -87,6 +87,11 @@ class PairSet(Sequence[TokenizedPair]):
         columns = [pc.list_value_length(self._columns[f"{side}_ids"]).to_numpy() for side in SIDES]
         return np.stack(columns, axis=1).astype(np.int64)
 
+    def scores(self) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Scores, shape [pairs, 2]: chosen, rejected (NaN where there is none), and flipped flags, [pairs]."""
+        columns = [self._columns[f"{side}_score"].to_numpy() for side in ("chosen", "rejected")]
+        return np.stack(columns, axis=1).astype(np.float64), self._columns["flipped"].to_numpy()
+
     def unscored(self) -> list[str]:
         """Ids of the pairs that lack a score."""
         missing = pc.or_(pc.is_null(self._columns["chosen_score"]), pc.is_null(self._columns["rejected_score"]))
