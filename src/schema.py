@@ -59,6 +59,7 @@ class DatasetConfig:
     max_length: int = number(at_least=2)
     max_prompt_length: int = number(at_least=2)
     min_score_gap: float = number(0.0, at_least=0)
+    generalization: Any = None
     truncation: str = one_of("simpo", "drop")
     response_span: str = one_of("completion", "with_assistant_header")
 
@@ -180,7 +181,7 @@ class RankingConfig:
     """conf/ranking.yaml: pairwise accuracy of a finished run."""
 
     checkpoint: str = MISSING
-    split: str = one_of("validation", "train")
+    split: str = one_of("validation", "train", "in_distribution", "prompt_ood", "response_ood", "mutual_ood")
     which: str = one_of("best", "last")
     min_score_gap: float = number(0.0, at_least=0)
     micro_batch_size: int = number(at_least=1)

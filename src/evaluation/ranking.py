@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.cli import entry_point
 from src.config import problems_of
+from src.data.generalization import PARTS
 from src.errors import Problems, UserError
 from src.schema import RankingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from src.data.pairset import TokenizedPair
+    from src.data.sources import Source
     from src.evaluation.records import Record
     from src.objective.types import PairLogProbs
 
@@ -84,6 +86,7 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
         build_source,
         build_template,
         prepare_data,
+        prepare_test_pairs,
     )
     from src.training.checkpoint import completed
 
@@ -93,9 +96,12 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
         raise UserError("split=train of an SFT run holds demonstrations, which have nothing to rank; use validation")
     # the checkpoint's own tokenizer: the one its token ids were made with
     template = build_template(trained, load_tokenizer(str(checkpoint / "model")))
-    data = prepare_data(trained, template, build_source(trained), objective)
+    source = build_source(trained)
+    data = prepare_data(trained, template, source, objective)
     refuse_other_data(directory, data.manifest)
-    split = data.validation if config.split == "validation" else data.train
+    if config.split in PARTS:
+        data = prepare_test_pairs(trained, template, test_pairs(config, trained, source))
+    split, name = (data.train, "train") if config.split == "train" else (data.validation, "validation")
     pairs = [split[index] for index in range(at_most(len(split), config.max_pairs))]
     columns: dict[str, Any] = {
         "chosen_scores": [pair.chosen_score for pair in pairs],
@@ -117,7 +123,23 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
     if reference is not None or not objective.needs.reference:
         rewards = objective.rewards(policy, reference)
         columns |= {"chosen_reward": rewards.chosen.numpy(), "rejected_reward": rewards.rejected.numpy()}
-    return columns, data.manifest["content"][config.split]
+    return columns, data.manifest["content"][name]
+
+
+def test_pairs(config: RankingConfig, trained: TrainConfig, source: Source) -> Source:
+    """The pairs of a generalization scenario, disjoint from those trained on; raises ``UserError`` where the run held
+    nothing back."""
+    from src.data.generalization import SeenPairs, TestPairs
+
+    if not isinstance(source, SeenPairs):
+        raise UserError(
+            f"split={config.split} needs prompts and writers that the run was kept from, but {config.checkpoint} was "
+            f"trained on all of dataset={trained.dataset.name}; train with generalization@dataset=held_out"
+        )
+    dataset = trained.dataset
+    found = TestPairs(source, config.split, dataset.validation_fraction, dataset.split_seed)
+    found.refuse_overlap()
+    return found
 
 
 def refuse_other_data(directory: Path, manifest: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from src.build import build
 from src.data.collate import PairBatch, collate
+from src.data.generalization import Generalization
 from src.data.mismatch import MismatchedPairs
-from src.data.noise import Noise
+from src.data.noise import Noise, NoNoise
 from src.data.pairset import PairSet, TokenizedPair
 from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.reference import ReferenceStore
@@ -62,9 +63,12 @@ def check_best_metric(config: TrainConfig) -> None:
 
 
 def build_source(config: TrainConfig) -> Source:
-    """The source of preference pairs that ``dataset.source`` names."""
+    """The source of preference pairs that ``dataset.source`` names, less what ``dataset.generalization`` holds back."""
     source: Source = build(config.dataset.source, "dataset.source")
-    return source
+    if config.dataset.generalization is None:
+        return source
+    held_back: Generalization = build(config.dataset.generalization, "dataset.generalization")
+    return held_back.of(source)
 
 
 def build_noise(config: TrainConfig) -> Noise:
@@ -87,9 +91,11 @@ def build_tokenizer(config: TrainConfig, source: Source) -> PreTrainedTokenizerB
 
 def build_template(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     """The chat template that turns conversations into token ids."""
-    stop = config.model.stop_tokens[0] if config.model.stop_tokens else None
     return ChatTemplate(
-        tokenizer, template=config.model.template, response_span=config.dataset.response_span, stop_token=stop
+        tokenizer,
+        template=config.model.template,
+        response_span=config.dataset.response_span,
+        stop_token=list(config.model.stop_tokens),
     )
 
 
@@ -115,6 +121,11 @@ def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, ob
         for pairs in (data.train, data.validation):
             MismatchedPairs(pairs, config.dataset.max_length).refuse_one_prompt()
     return data
+
+
+def prepare_test_pairs(config: TrainConfig, template: ChatTemplate, pairs: Source) -> PreparedData:
+    """Pairs to test on, all of them in the validation split: prepared as those of the run, without noise or filter."""
+    return prepare(pairs, NoNoise(), template, prepare_options(config), Path(config.cache_root), "held_out")
 
 
 def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:

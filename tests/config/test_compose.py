@@ -21,7 +21,7 @@ FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "lo
 LEAST = {
     "model": 10,
     "method": 48,
-    "dataset": 5,
+    "dataset": 11,
     "noise": 4,
     "recipe": 192,
     "engine": 1,
@@ -30,13 +30,18 @@ LEAST = {
     "selection": 2,
     "adapter": 2,
     "filter": 2,
+    "generalization": 2,
 }
 """Groups and how many options each has at least."""
 
 NAMED = {"model": "name", "method": "name", "dataset": "name", "engine": "name", "debug": "name", "logging": "backend"}
 """Groups whose options say their own name, and by which key."""
 
-PLACED = {"selection": "selection@checkpoint", "filter": "filter@dataset"}
+PLACED = {
+    "selection": "selection@checkpoint",
+    "filter": "filter@dataset",
+    "generalization": "generalization@dataset",
+}
 """Groups that fill keys of another one, and how they are chosen."""
 
 REQUIRED = {"local": ["dataset.source.path"], "scored_responses": ["dataset.source.path"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -87,11 +87,7 @@ class Pairing:
         yield from made
 
     def _candidates(self, item: ScoredResponses, scored: list[int]) -> list[tuple[int, int]]:
-        if self.kind != "best_worst":
-            return list(combinations(scored, 2))
-        best = max(scored, key=lambda place: score_of(item.responses[place]))
-        worst = min(scored, key=lambda place: score_of(item.responses[place]))
-        return [(best, worst)] if best != worst else [(scored[0], scored[1])]
+        return [best_and_worst(item, scored)] if self.kind == "best_worst" else list(combinations(scored, 2))
 
     def pair(self, item: ScoredResponses, first: int, second: int) -> PreferencePair | Skipped:
         """The pair of two scored responses, the better one chosen; why there is none for a tie or a small gap."""
@@ -157,6 +153,13 @@ def comparable(items: Iterable[Item]) -> Iterator[Item]:
             f"none of the {seen} prompts of dataset.source has two responses, so there is nothing to compare; give "
             "data with several responses a prompt, or pairs (dataset=local)"
         )
+
+
+def best_and_worst(item: ScoredResponses, places: Sequence[int]) -> tuple[int, int]:
+    """Of these two scored responses or more the one of highest and the one of lowest score; the first two in a tie."""
+    best = max(places, key=lambda place: score_of(item.responses[place]))
+    worst = min(places, key=lambda place: score_of(item.responses[place]))
+    return (best, worst) if best != worst else (places[0], places[1])
 
 
 def score_of(response: ScoredResponse) -> float:
