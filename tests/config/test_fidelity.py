@@ -70,7 +70,7 @@ def test_rows_are_whole(page: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert len(commands()) == 133
+    assert len(commands()) == 138
     methods = {command.split()[0].removeprefix("method=") for command in commands() if command.startswith("method=")}
     assert len(methods) >= 40
     assert methods <= {path.stem for path in (CONF / "method").glob("*.yaml")}
