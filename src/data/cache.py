@@ -16,8 +16,8 @@ from src.errors import UserError
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Make ``folder`` by ``build(empty folder)`` unless it is there; True when it was built now.
 
-    Several processes may ask at once: one builds, the others wait. A failed build leaves nothing behind.
-    Raises ``UserError`` when the place cannot be written.
+    Several processes may ask at once: one builds, the others wait. A failed build leaves nothing behind, a killed one
+    what the next removes. Raises ``UserError`` when the place cannot be written.
     """
     if folder.is_dir():
         return False
@@ -32,15 +32,29 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return False
+        for left in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             build(aside)
             aside.chmod(0o777 & ~current_umask())
+            for path in (*aside.rglob("*"), aside):
+                sync(path)
             aside.rename(folder)
+            sync(folder.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
     return True
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk, so that it outlives the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def current_umask() -> int:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -104,41 +103,55 @@ def _ids(scalar: Any) -> list[int]:
 
 
 class PairWriter:
-    """Writes pairs to an Arrow file, ``batch`` rows at a time, and hashes what it writes.
+    """Writes pairs to an Arrow file, ``batch`` rows at a time however they come, and hashes what it writes.
 
     The hash is of the values, so it does not change with the version of Arrow.
     """
 
     def __init__(self, path: Path, batch: int = 1000) -> None:
-        self.rows: list[dict[str, Any]] = []
         self.count, self.batch, self.digest = 0, batch, hashlib.sha256()
+        self._rest = SCHEMA.empty_table()
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, SCHEMA)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one row, a value for each name of the schema."""
-        ids = [row[f"{side}_ids"] for side in SIDES]
-        head = [row["id"], row["chosen_score"], row["rejected_score"], row["flipped"], *map(len, ids)]
-        self.digest.update(json.dumps(head).encode() + b"\n")
-        for part in ids:
-            self.digest.update(np.asarray(part, dtype="<i4").tobytes())
-        self.rows.append(row)
-        self.count += 1
-        if len(self.rows) >= self.batch:
-            self._flush()
+    def add(self, rows: pa.Table) -> None:
+        """Append ``rows``, whose columns are those of the schema."""
+        whole = rows.cast(SCHEMA).combine_chunks()
+        for line in _hashed(whole):
+            self.digest.update(line)
+        self.count += len(whole)
+        waiting = pa.concat_tables([self._rest, whole])
+        done = len(waiting) - len(waiting) % self.batch
+        for start in range(0, done, self.batch):
+            self._write(waiting.slice(start, self.batch))
+        self._rest = waiting.slice(done)
 
-    def __enter__(self) -> PairWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
+    def close(self) -> None:
+        """Write what is left and end the file."""
+        if len(self._rest):
+            self._write(self._rest)
+        self._rest = SCHEMA.empty_table()
         self._writer.close()
         self._sink.close()
 
-    def _flush(self) -> None:
-        if self.rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=SCHEMA))
-            self.rows = []
+    def _write(self, rows: pa.Table) -> None:
+        # taken, not sliced: no bit of a neighbour is left in what is written
+        (batch,) = rows.take(np.arange(len(rows))).combine_chunks().to_batches()
+        self._writer.write_batch(batch)
+
+
+def _hashed(rows: pa.Table) -> Iterator[bytes]:
+    """What is hashed of each row: all but the ids of tokens as JSON, with their numbers, then those as int32."""
+    names = ("id", "chosen_score", "rejected_score", "flipped")
+    lengths = [pc.list_value_length(rows.column(f"{side}_ids")).to_pylist() for side in SIDES]
+    tokens = [
+        rows.column(f"{side}_ids").combine_chunks().flatten().to_numpy().astype("<i4", copy=False) for side in SIDES
+    ]
+    heads = zip(*(rows.column(name).to_pylist() for name in names), *lengths, strict=True)
+    places = [0, 0, 0]
+    for head in heads:
+        parts = [json.dumps(head).encode() + b"\n"]
+        for number, size in enumerate(head[len(names) :]):
+            parts.append(tokens[number][places[number] : places[number] + size].tobytes())
+            places[number] += size
+        yield b"".join(parts)

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import prepare as module
 from src.data.cache import build_once
 from src.data.noise import Noise, NoNoise, RandomFlip
 from src.data.pairs import Message, PreferencePair
+from src.data.preparation import pieces, work
 from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.sources import Skipped
 from src.data.splits import TRAIN, VALIDATION, split_of
@@ -106,6 +106,14 @@ def test_demonstrations(tmp_path: Path) -> None:
     assert clean.manifest == data.manifest
 
 
+def test_held_out_pairs_are_all_in_validation(tmp_path: Path) -> None:
+    data = made(tmp_path, noise=RandomFlip(1.0), kind="held_out", options=replace(OPTIONS, min_score_gap=9.0))
+    assert [row.id for row in data.validation] == [found.id for found in PAIRS]
+    assert (len(data.train), data.manifest["flipped"]["count"]) == (0, 0)
+    with pytest.raises(UserError, match="no record of the data can be used"):
+        made(tmp_path, (replace(PAIRS[0], chosen=""),), kind="held_out")
+
+
 def test_scores_may_be_absent(tmp_path: Path) -> None:
     items = tuple(replace(found, chosen_score=None, rejected_score=None) for found in PAIRS)
     assert {row.chosen_score for row in made(tmp_path, items).train} == {None}
@@ -113,8 +121,12 @@ def test_scores_may_be_absent(tmp_path: Path) -> None:
 
 def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(tmp_path / "whole", noise=RandomFlip(0.3))
-    monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setattr(work, "BATCH", 7)
+    monkeypatch.setattr(pieces, "RECORDS", 11)
     assert made(tmp_path / "parts", noise=RandomFlip(0.3)).manifest == whole.manifest
+    names = ("train.arrow", "validation.arrow", "manifest.json")
+    one, other = (folder_of(tmp_path / name) for name in ("whole", "parts"))
+    assert [(one / name).read_bytes() for name in names] == [(other / name).read_bytes() for name in names]
 
 
 # --- what is dropped --------------------------------------------------------------------------------------------------
@@ -304,7 +316,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path: Path, monkeypatch: 
             raise KeyboardInterrupt
 
         patched.setattr(Records, "records", broken)
-        patched.setattr(module, "BATCH", 2)
+        patched.setattr(work, "BATCH", 2)
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path)
     assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]

@@ -1,0 +1,1 @@
+"""Preparation piece by piece: what becomes of a record, shards and their workers, what is measured of the result."""
