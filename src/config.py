@@ -29,8 +29,8 @@ from src.schema import (
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
-NOT_HASHED = ("output_root", "cache_root", "run_dir", "logging")
-"""Keys that change where a run writes and what is shown of it, but not what it computes."""
+NOT_HASHED = ("output_root", "cache_root", "prepare_workers", "run_dir", "logging")
+"""Keys that change where a run writes, by how many processes, and what is shown of it, but not what it computes."""
 
 
 STOPPED = 75

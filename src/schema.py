@@ -148,6 +148,7 @@ class TrainConfig:
     seed: int = MISSING
     output_root: str = MISSING
     cache_root: str = MISSING
+    prepare_workers: int | None = number(None, at_least=1)
     run_dir: str | None = None
 
 

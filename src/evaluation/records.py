@@ -225,7 +225,10 @@ def run_constants(config: Mapping[str, Any]) -> dict[str, Any]:
     return constants
 
 
-NOT_CONSTANTS = ("seed", "noise", "output_root", "cache_root", "run_dir", "engine", "logging", "debug", "hydra")
+NOT_CONSTANTS = (
+    *("seed", "noise", "output_root", "cache_root", "prepare_workers", "run_dir"),
+    *("engine", "logging", "debug", "hydra"),
+)
 """Top-level keys that tell seeds, labels or places apart, not settings; noise has a field of its own."""
 
 

@@ -132,6 +132,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         ("output_root", "elsewhere"),
         ("cache_root", "elsewhere"),
         ("run_dir", "elsewhere"),
+        ("prepare_workers", 3),
         ("logging.backend", "wandb"),
         ("logging.project", "other"),
         ("debug.traceback", True),
