@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "t
 
 def test_readme_has_the_commands() -> None:
     modules = {shlex.split(command)[2] for command in COMMANDS}
-    assert modules == {"src.train", "src.preflight", "src.methods", "src.evaluation.ranking", "src.report"}
+    assert modules >= {"src.train", "src.preflight", "src.methods", "src.evaluation.ranking", "src.report"}
+    assert modules >= {"src.generate", "src.annotate"}
     assert len(COMMANDS) >= 10
 
 
@@ -50,34 +52,56 @@ def overrides_for(module: str, folder: Path) -> list[str]:
         return [*SMALL_TRAINING, f"output_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
     if module == "src.methods":
         return []
+    if module == "src.generate":
+        return ["max_prompts=60", "max_new_tokens=32"]
+    if module == "src.annotate":
+        return []
     if module == "src.report":
         return [f"runs={folder / 'runs'}", f"records={folder / 'records'}", f"output={folder / 'report'}"]
     return [f"records_root={folder / 'records'}"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, folder: Path) -> None:
+def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command as README prints it, but for places and sizes, after those whose output it reads."""
     _, _, module, *arguments = shlex.split(command)
+    for needed in re.findall(r"(?<!output)=((?:generations|annotations)/\w+)", " ".join(arguments)):
+        if not (folder / needed).exists():
+            (producer,) = (other for other in COMMANDS if f"output={needed}" in shlex.split(other))
+            assert carried_out(producer, folder).returncode == 0
     arguments = [re.sub(r"=(\w[\w-]*\.jsonl\.gz)$", rf"={folder}/\1", argument) for argument in arguments]
-    if "checkpoint=RUN" in arguments:
-        made = sorted((folder / "runs").glob("simpo__*"))
-        if not made:
-            assert run("src.train", "method=simpo", *SMALL_MODEL, *overrides_for("src.train", folder)).returncode == 0
-            made = sorted((folder / "runs").glob("simpo__*"))
-        arguments = [f"checkpoint={made[0]}" if argument == "checkpoint=RUN" else argument for argument in arguments]
-    small = list(SMALL_MODEL) if module == "src.train" and "model=llama3_8b_base" not in arguments else []
-    if "-m" in arguments:
-        small.append("dataset.source.prompts=100")
+    arguments = [re.sub(r"=(generations|annotations)/", rf"={folder}/\1/", argument) for argument in arguments]
+    if any("=RUN" in argument for argument in arguments):
+        arguments = [re.sub(r"=RUN\b", f"={a_run(folder)}", argument) for argument in arguments]
+    small: list[str] = []
+    if "model.init=pretrained" in arguments:  # on the few pairs that a model so small gets
+        small = ["dataset.validation_fraction=0.3", "dataset.max_length=128", "dataset.max_prompt_length=64"]
+    elif module == "src.train" and "model=llama3_8b_base" not in arguments:
+        small = list(SMALL_MODEL)
     place = overrides_for(module, folder)
     if "-m" in arguments:
+        small.append("dataset.source.prompts=100")
         place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]
     flags = [argument for argument in arguments if argument in ("-m", "--cfg", "job")]
-    done = run(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
+    return run(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
+
+
+def a_run(folder: Path) -> Path:
+    """A run on the toy world."""
+    made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
+    if not made:
+        assert run("src.train", "method=simpo", *SMALL_MODEL, *overrides_for("src.train", folder)).returncode == 0
+        made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
+    return made[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, folder: Path) -> None:
+    done = carried_out(command, folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    if "--cfg" in arguments:
+    if "--cfg" in command:
         assert "learning_rate" in done.stdout
-    if "-m" in arguments:
+    if " -m " in command.removeprefix("python -m "):
         made = [path for path in (folder / "sweep").iterdir() if path.name.count("__") == 4]
         assert len(made) == 12, "2 methods x 3 betas x 2 seeds"
         assert all(len(metrics(path, "train")) == 2 for path in made)
