@@ -1,8 +1,6 @@
-"""From a conversation to text, and from text to the token ids that are trained on.
+"""From a conversation to the token ids that are trained on: a chat template and a tokenizer.
 
-A response's ids are told from its prompt's by position, never by id; they end with exactly one stop token.
-A template is a jinja file of ``chat_templates/`` or the tokenizer's own. Both are rendered by the environment
-below, which is that of ``transformers`` except that it knows no date: the same text every day.
+A response's ids are told from its prompt's by position, never by id; they end with its stop token.
 """
 
 from __future__ import annotations
@@ -12,137 +10,41 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from src.data.marks import Marks
 from src.data.pairs import Message, Prompt
+from src.data.text_template import (
+    FOLDER,
+    MARK,
+    NAMED,
+    SPANS,
+    TemplateRefusal,
+    TextTemplate,
+    known_name,
+    template_text,
+)
 from src.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FOLDER = Path(__file__).parent / "chat_templates"
-SPANS = ("completion", "with_assistant_header")
-MARK = "\ue001"
+__all__ = [
+    "FOLDER",
+    "MARK",
+    "NAMED",
+    "SPANS",
+    "ChatTemplate",
+    "Encoded",
+    "EncodedResponse",
+    "TemplateRefusal",
+    "TextTemplate",
+    "template_text",
+    "tokenizer_hash",
+]
+
 PRIVATE = range(0xF0000, 0xFFFFD)
-
-
-@dataclass(frozen=True)
-class NamedTemplate:
-    """What a jinja file of ours needs besides its text; ``markers`` must be single tokens of the tokenizer."""
-
-    bos: str
-    eos: str
-    stop: str
-    markers: tuple[str, ...] = ()
-
-
-NAMED = {
-    "chatml": NamedTemplate("", "<|im_end|>", "<|im_end|>", ("<|im_start|>", "<|im_end|>")),
-    "gemma2": NamedTemplate("<bos>", "<eos>", "<end_of_turn>", ("<start_of_turn>", "<end_of_turn>")),
-    "llama3": NamedTemplate(
-        "<|begin_of_text|>",
-        "<|eot_id|>",
-        "<|eot_id|>",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    ),
-    "mistral": NamedTemplate("<s>", "</s>", "</s>"),
-    "plain": NamedTemplate("", "<|endoftext|>", "<|endoftext|>"),
-    "roles": NamedTemplate(
-        "<|bos|>", "<|end|>", "<|end|>", ("<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-    ),
-    "zephyr": NamedTemplate("<s>", "</s>", "</s>"),
-}
-
-
-class TemplateRefusal(UserError):  # noqa: N818 - says what the template did
-    """The template cannot render this conversation (a role it does not know, turns that do not alternate)."""
-
-
-class TextTemplate:
-    """A chat template as text alone: no tokenizer, no weights.
-
-    ``response_span``: ``completion`` counts what the model writes; ``with_assistant_header`` also the header
-    that the template puts before it (as the SimPO family of repositories does; it enters length norms).
-    """
-
-    def __init__(self, source: str, *, bos: str, eos: str, stop: str, response_span: str = "completion") -> None:
-        if response_span not in SPANS:
-            raise UserError(f"dataset.response_span={response_span} is unknown; use one of {', '.join(SPANS)}")
-        self.source, self.bos, self.eos, self.stop, self.response_span = source, bos, eos, stop, response_span
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        # the generation tags only mark spans for other tools; they write nothing
-        plain_source = re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{%\1 if true \2%}{%\1 endif \2%}", source)
-        try:
-            self._template = environment.from_string(plain_source)
-        except TemplateError as error:
-            raise UserError(f"the chat template is not valid jinja: {error}") from error
-        sample = self._render([_message("user", "x"), _message("assistant", MARK)], False)
-        self.tail = sample.rpartition(MARK)[2]
-        self.writes_bos = bool(bos) and sample.startswith(bos)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by what it is made of, since jinja's templates cannot be: worker processes make their own."""
-        parts = {"bos": self.bos, "eos": self.eos, "stop": self.stop, "response_span": self.response_span}
-        return partial(TextTemplate, self.source, **parts), ()
-
-    @classmethod
-    def named(cls, name: str, *, response_span: str = "completion", stop: str | None = None) -> TextTemplate:
-        """The template ``name`` of ``chat_templates/`` with the special tokens of its usual tokenizer."""
-        known = NAMED[_known(name)]
-        stop = stop or known.stop
-        return cls(template_text(name), bos=known.bos, eos=known.eos, stop=stop, response_span=response_span)
-
-    def render_text(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """(prompt text, response text); the response text ends with the stop token.
-
-        Raises ``TemplateRefusal`` when the template cannot render the conversation.
-        """
-        prompt_text, body = self.render_parts(prompt, response)
-        return prompt_text, body + self.stop
-
-    def render_parts(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """Like ``render_text``, the response's text without its stop token."""
-        messages = [_message(turn.role, turn.content) for turn in prompt]
-        prompt_text = self._render(messages, self.response_span == "completion")
-        full = self._render([*messages, _message("assistant", response)], False)
-        if not full.startswith(prompt_text) or not full.endswith(self.tail):
-            raise TemplateRefusal(
-                "the chat template renders a prompt with a response otherwise than the prompt alone, "
-                "so the response cannot be told apart; set model.template to another one"
-            )
-        body = full[len(prompt_text) : len(full) - len(self.tail)]
-        before_stop, found, _ = self.tail.partition(self.stop)
-        return prompt_text, body + (before_stop if found else self.tail)
-
-    def render_prompt(self, prompt: Prompt) -> str:
-        """The text that a model is asked to continue: with the generation prompt, whatever the response span."""
-        return self._render([_message(turn.role, turn.content) for turn in prompt], True)
-
-    def render_conversation(self, messages: Prompt) -> str:
-        """A whole conversation, whoever has the last turn."""
-        return self._render([_message(turn.role, turn.content) for turn in messages], False)
-
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            return self._template.render(
-                messages=messages,
-                bos_token=self.bos,
-                eos_token=self.eos,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-            )
-        except TemplateError as error:
-            raise TemplateRefusal(f"the chat template refuses a conversation: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +63,11 @@ class ChatTemplate:
     """A chat template and a tokenizer: conversations to token ids.
 
     * ``template``: a name of ``chat_templates/``, or ``None`` for the tokenizer's own.
-    * ``stop_token``: what ends a response; ``None`` takes the token that the template ends a turn with, or eos.
+    * ``stop_token``: what ends a response, one token or several. The first of them ends it: as the template writes it,
+      or behind all that the template writes. Where the template writes more of them after each other, the last one it
+      writes does. ``None`` takes the last special token that the template ends a turn with, or eos.
     * A prompt begins with exactly one bos if template or tokenizer want one.
-    * A special token's text inside a message stays text: it never becomes that token.
+    * The text of a special token, or of one that the template writes, stays text inside a message.
 
     Raises ``UserError`` when tokenizer, template and stop token do not fit each other.
     """
@@ -172,23 +76,17 @@ class ChatTemplate:
         self,
         tokenizer: PreTrainedTokenizerBase,
         response_span: str = "completion",
-        stop_token: str | None = None,
+        stop_token: str | Sequence[str] | None = None,
         template: str | None = None,
     ) -> None:
         self.tokenizer, self.name = tokenizer, template
         source = _source_for(tokenizer, template)
-        self._specials = _special_pattern(tokenizer)
         bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         probe = TextTemplate(source, bos=bos, eos=eos, stop=eos, response_span=response_span)
-        found = self._specials.search(probe.tail)
-        stop = stop_token or (found.group() if found else eos)
-        stop_id = _token_id(tokenizer, stop)
-        if stop_id is None:
-            raise UserError(
-                f"stop token '{stop}' is no single token of the tokenizer {tokenizer.name_or_path}; "
-                "set model.stop_tokens to a token it has"
-            )
-        self.stop_id = stop_id
+        self._marks = Marks.of(tokenizer, probe.sample)
+        listed = [stop_token] if isinstance(stop_token, str) else list(stop_token or ())
+        stop = _stop_of(tokenizer, listed, self._marks.found_in(probe.tail), probe.tail)
+        self.stop_id = cast(int, _token_id(tokenizer, stop))
         self.text = TextTemplate(source, bos=bos, eos=eos, stop=stop, response_span=response_span)
         self._bos_ids = _missing_bos(tokenizer, self.text)
 
@@ -263,7 +161,8 @@ class ChatTemplate:
     def _hide(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, str]]:
         """Exchange special tokens' texts in messages for private characters; the table turns them back."""
         table: dict[str, str] = {}
-        if not any(self._specials.search(turn.content) for prompt in prompts for turn in prompt):
+        pattern = self._marks.pattern
+        if not any(pattern.search(turn.content) for prompt in prompts for turn in prompt):
             return list(prompts), table
         used = {character for prompt in prompts for turn in prompt for character in turn.content}
         free = (chr(code) for code in PRIVATE if chr(code) not in used)
@@ -275,9 +174,7 @@ class ChatTemplate:
                 table[names[match.group()]] = match.group()
             return names[match.group()]
 
-        hidden = [
-            tuple(Message(turn.role, self._specials.sub(hide, turn.content)) for turn in prompt) for prompt in prompts
-        ]
+        hidden = [tuple(Message(turn.role, pattern.sub(hide, turn.content)) for turn in prompt) for prompt in prompts]
         return hidden, table
 
     def _ids(self, texts: list[str], table: dict[str, str]) -> list[list[int]]:
@@ -289,17 +186,23 @@ class ChatTemplate:
         return self._call(texts)
 
     def _ids_around_specials(self, text: str, table: dict[str, str]) -> list[int]:
+        """Ids of a text whose special tokens are tokens, and the texts behind the characters of ``table`` are not."""
         ids: list[int] = []
-        back = str.maketrans(table)
         place = 0
-        for match in [*self._specials.finditer(text), None]:
-            run = text[place : match.start() if match else len(text)].translate(back)
-            if run:
-                ids += self._call([run], split_special_tokens=True)[0]
+        for match in [*self._marks.with_spaces.finditer(text), None]:
+            run = text[place : match.start() if match else len(text)]
+            for part in self._marks.apart(run, table):
+                ids += self._text_ids(part, first=place == 0)
             if match:
-                ids.append(cast(int, self.tokenizer.convert_tokens_to_ids(match.group())))
+                ids += [cast(int, _token_id(self.tokenizer, mark)) for mark in self._marks.found_in(match.group())]
                 place = match.end()
         return ids
+
+    def _text_ids(self, text: str, *, first: bool) -> list[int]:
+        """Ids of a text without special tokens, at the beginning of all (``first``) or behind a special token."""
+        if first or self._marks.anchor is None:
+            return self._call([text], split_special_tokens=True)[0]
+        return self._call([self._marks.anchor + text])[0][1:]
 
     def _call(self, texts: list[str], **options: bool) -> list[list[int]]:
         encoded = self.tokenizer(
@@ -313,11 +216,6 @@ class ChatTemplate:
         return [list(ids) for ids in encoded["input_ids"]]
 
 
-def template_text(name: str) -> str:
-    """The jinja source of a named template; raises ``UserError`` with the choices for an unknown name."""
-    return (FOLDER / f"{_known(name)}.jinja").read_text(encoding="utf-8")
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hex SHA-256 of a tokenizer's whole content (not of its padding and truncation settings)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -328,20 +226,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _known(name: str) -> str:
-    if name not in NAMED:
-        raise UserError(f"model.template={name} is unknown; use one of {', '.join(NAMED)}, or null for the tokenizer's")
-    return name
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
@@ -364,7 +248,7 @@ def _source_for(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
                 f"set model.template to one of {', '.join(NAMED)} (plain for a base model)"
             )
         return str(own)
-    missing = [token for token in NAMED[_known(template)].markers if _token_id(tokenizer, token) is None]
+    missing = [token for token in NAMED[known_name(template)].markers if _token_id(tokenizer, token) is None]
     if missing:
         raise UserError(
             f"model.template={template} writes {', '.join(missing)}, which the tokenizer {tokenizer.name_or_path} "
@@ -373,11 +257,28 @@ def _source_for(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
     return template_text(template)
 
 
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches the text of any special token, longest first; never the empty text."""
-    texts = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    ordered = sorted(filter(None, texts | set(tokenizer.all_special_tokens)), key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+def _stop_of(tokenizer: PreTrainedTokenizerBase, listed: Sequence[str], written: Sequence[str], tail: str) -> str:
+    """The token that ends a response; raises ``UserError`` when there is none, or one is not in the vocabulary.
+
+    ``listed``: the user's; ``written``: special tokens of ``tail``, which the template writes behind a response.
+    """
+    place = f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
+    known = sorted(filter(None, {str(token) for token in tokenizer.all_special_tokens}))
+    remedy = f"set model.stop_tokens to a token it has (special ones: {', '.join(known) or 'none'})"
+    for token in listed:
+        if _token_id(tokenizer, token) is None:
+            raise UserError(f"stop token '{token}' is no single token of {place}; {remedy}")
+    if listed:
+        return max(listed, key=tail.rfind) if listed[0] in tail else listed[0]
+    stop = written[-1] if written else str(tokenizer.eos_token or "")
+    if not stop:
+        raise UserError(
+            f"{place} has no end-of-sequence token, and its chat template ends a response with no special token, so a "
+            f"response would never end; {remedy}"
+        )
+    if _token_id(tokenizer, stop) is None:
+        raise UserError(f"stop token '{stop}' is no single token of {place}; {remedy}")
+    return stop
 
 
 def _missing_bos(tokenizer: PreTrainedTokenizerBase, text: TextTemplate) -> list[int]:

@@ -32,7 +32,9 @@ PROMPT = st.builds(
     TEXT,
 )
 
-CONVERSATION = (Message("system", "S"), Message("user", "A"), Message("assistant", "B"), Message("user", "C"))
+TURNS = (Message("user", "A"), Message("assistant", "B"), Message("user", "C"))
+CONVERSATION = (Message("system", "S"), *TURNS)
+WITHOUT_SYSTEM = ("gemma2",)
 RENDERED = {
     "chatml": (
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
@@ -40,9 +42,14 @@ RENDERED = {
         "D<|im_end|>",
     ),
     "gemma2": (
-        "<bos><start_of_turn>user\nS\n\nA<end_of_turn>\n<start_of_turn>model\nB<end_of_turn>\n"
+        "<bos><start_of_turn>user\nA<end_of_turn>\n<start_of_turn>model\nB<end_of_turn>\n"
         "<start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n",
         "D<end_of_turn>",
+    ),
+    "gemma2_simpo": (
+        "<bos><start_of_turn>user\nS\n\nA<end_of_turn>\n<start_of_turn>model\nB<end_of_turn>\n"
+        "<start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n",
+        "D<end_of_turn>\n<eos>",
     ),
     "llama3": (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
@@ -51,25 +58,50 @@ RENDERED = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "D<|eot_id|>",
     ),
+    "llama3_simpo": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nB"
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "D<|eot_id|><|end_of_text|>",
+    ),
     "mistral": ("<s>[INST] S\n\nA [/INST]B</s>[INST] C [/INST]", "D</s>"),
+    "mistral_simpo": ("<s>[INST] S\n\nA [/INST] B </s>[INST] C [/INST]", " D </s>"),
     "plain": ("\n\nSystem: S\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", " D<|endoftext|>"),
     "roles": (
         "<|bos|><|system|>S<|end|><|user|>A<|end|><|assistant|>B<|end|><|user|>C<|end|><|assistant|>",
         "D<|end|>",
     ),
     "zephyr": ("<|system|>\nS</s>\n<|user|>\nA</s>\n<|assistant|>\nB</s>\n<|user|>\nC</s>\n<|assistant|>\n", "D</s>"),
+    "zephyr_simpo": (
+        "<|system|>\nS</s>\n<|user|>\nA</s>\n<|assistant|>\nB</s>\n<|user|>\nC</s>\n<|assistant|>\n",
+        "D</s>\n</s>",
+    ),
 }
 HEADERS = {
     "chatml": "<|im_start|>assistant\n",
     "gemma2": "<start_of_turn>model\n",
+    "gemma2_simpo": "<start_of_turn>model\n",
     "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama3_simpo": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral": "",
+    "mistral_simpo": "",
     "plain": "\n\nAssistant:",
     "roles": "<|assistant|>",
     "zephyr": "<|assistant|>\n",
+    "zephyr_simpo": "<|assistant|>\n",
 }
 
 CONTENTS = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def conversation(name: str) -> Prompt:
+    return TURNS if name in WITHOUT_SYSTEM else CONVERSATION
+
+
+def fitting(prompt: Prompt, name: str) -> Prompt:
+    """A drawn prompt without the roles that the template refuses."""
+    return tuple(turn for turn in prompt if turn.role != "system" or name not in WITHOUT_SYSTEM)
 
 
 def user(text: str) -> Prompt:
@@ -82,14 +114,14 @@ def user(text: str) -> Prompt:
 def test_every_file_is_named_and_tested() -> None:
     files = {path.stem for path in FOLDER.glob("*.jinja")}
     assert files == set(NAMED) == set(RENDERED) == set(HEADERS)
-    assert len(files) == 7
+    assert len(files) == 11
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_rendering_without_a_tokenizer(name: str) -> None:
     prompt, response = RENDERED[name]
-    assert TextTemplate.named(name).render_text(CONVERSATION, "D") == (prompt, response)
-    assert TextTemplate.named(name).render_prompt(CONVERSATION) == prompt
+    assert TextTemplate.named(name).render_text(conversation(name), "D") == (prompt, response)
+    assert TextTemplate.named(name).render_prompt(conversation(name)) == prompt
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -97,16 +129,16 @@ def test_the_header_moves_to_the_response(name: str) -> None:
     prompt, response = RENDERED[name]
     header = HEADERS[name]
     template = TextTemplate.named(name, response_span="with_assistant_header")
-    assert template.render_text(CONVERSATION, "D") == (prompt.removesuffix(header), header + response)
-    assert template.render_prompt(CONVERSATION) == prompt
+    assert template.render_text(conversation(name), "D") == (prompt.removesuffix(header), header + response)
+    assert template.render_prompt(conversation(name)) == prompt
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_rendering_is_that_of_transformers(name: str) -> None:
     tokenizer = TOKENIZERS[name]
-    messages = [{"role": turn.role, "content": turn.content} for turn in CONVERSATION]
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation(name)]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ChatTemplate(tokenizer).render_text(CONVERSATION, "D") == (expected, RENDERED[name][1])
+    assert ChatTemplate(tokenizer).render_text(conversation(name), "D") == (expected, RENDERED[name][1])
 
 
 def test_transcripts_come_back_from_the_plain_template() -> None:
@@ -149,7 +181,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"model\.template=llama is unknown; use one of chatml, gemma2, llama3"):
+    with pytest.raises(UserError, match=r"model\.template=llama is unknown; use one of chatml, gemma2, gemma2_simpo, "):
         TextTemplate.named("llama")
     with pytest.raises(UserError, match=r"dataset\.response_span=all is unknown; use one of completion, with_"):
         TextTemplate.named("llama3", response_span="all")
@@ -162,6 +194,7 @@ def test_unknown_names() -> None:
 @given(PROMPT, TEXT, TEXT, st.sampled_from(ALL))
 def test_ids(prompt: Prompt, one: str, two: str, key: tuple[str, str]) -> None:
     template, tokenizer = TEMPLATES[key], TOKENIZERS[key[0]]
+    prompt = fitting(prompt, key[0])
     prompt_ids, (first, second) = _batch(template, prompt, [one, two])
     prompt_text, response_text = template.render_text(prompt, one)
     assert tokenizer.decode(prompt_ids) == prompt_text
@@ -169,7 +202,7 @@ def test_ids(prompt: Prompt, one: str, two: str, key: tuple[str, str]) -> None:
     # the stop token ends each response, and is nowhere else in it, whatever the texts hold
     for response in (first, second):
         assert response[-1] == template.stop_id
-        assert response.count(template.stop_id) == 1
+        assert response.count(template.stop_id) == (2 if key[0] == "zephyr_simpo" else 1)
     if tokenizer.bos_token_id is not None and template.text.writes_bos:
         assert prompt_ids[0] == tokenizer.bos_token_id
         assert (prompt_ids + first).count(tokenizer.bos_token_id) == 1
@@ -181,6 +214,7 @@ def test_ids(prompt: Prompt, one: str, two: str, key: tuple[str, str]) -> None:
 @given(PROMPT, TEXT, st.sampled_from(list(NAMED)))
 def test_as_many_special_tokens_as_the_template_writes(prompt: Prompt, response: str, name: str) -> None:
     """Compared with the same conversation of harmless texts."""
+    prompt = fitting(prompt, name)
     tame = tuple(Message(turn.role, "x") for turn in prompt)
     template, specials = TEMPLATES[name, "completion"], set(TOKENIZERS[name].all_special_ids)
 
@@ -223,8 +257,8 @@ def test_a_refused_conversation_does_not_spoil_the_batch() -> None:
 @pytest.mark.parametrize(("name", "span"), ALL)
 def test_the_prompt_for_generation(name: str, span: str) -> None:
     template = TEMPLATES[name, span]
-    expected = TEMPLATES[name, "completion"].encode(CONVERSATION, "D").prompt_ids
-    assert template.encode_prompt(CONVERSATION) == expected
+    expected = TEMPLATES[name, "completion"].encode(conversation(name), "D").prompt_ids
+    assert template.encode_prompt(conversation(name)) == expected
 
 
 def merging_tokenizer() -> Any:
