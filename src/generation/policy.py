@@ -85,7 +85,7 @@ def policy_of_run(directory: Path, which: str) -> Policy:
         tokenizer,
         template=config.model.template,
         response_span=config.dataset.response_span,
-        stop_token=stops[0] if stops else None,
+        stop_token=stops,
     )
     run = {"directory": str(directory), "checkpoint": which, "step": checkpoint.name}
     ids = stop_ids(tokenizer, template, stops)
@@ -96,7 +96,7 @@ def policy_of_model(checkpoint: str, template_name: str | None, stops: list[str]
     """A model directory or hub id, with a template of ours or its own."""
     directory = local_directory(checkpoint)
     tokenizer = load_tokenizer(str(directory))
-    template = ChatTemplate(tokenizer, template=template_name, stop_token=stops[0] if stops else None)
+    template = ChatTemplate(tokenizer, template=template_name, stop_token=stops)
     model = ModelConfig(
         name=checkpoint, init="pretrained", path=str(directory), template=template_name, dtype=dtype, attention="sdpa"
     )
