@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from src.data.pairs import Prompt, prompt_hash
+from src.data.pairs import Demonstration, PreferencePair, Prompt, prompt_hash
 from src.errors import UserError
 
 TRAIN = "train"
@@ -32,3 +32,9 @@ def split_of(prompt: Prompt, validation_fraction: float, seed: int) -> str:
             f"dataset.validation_fraction={validation_fraction} must be from 0 to below 1 (0.05 keeps a twentieth)"
         )
     return VALIDATION if uniform(seed, "split:" + prompt_hash(prompt)) < validation_fraction else TRAIN
+
+
+def split_of_record(record: PreferencePair | Demonstration, validation_fraction: float, seed: int) -> str:
+    """The split of a pair or demonstration: by its prompt, or by the opening of its conversation."""
+    opening = record.opening if isinstance(record, Demonstration) else None
+    return split_of(opening or record.prompt, validation_fraction, seed)

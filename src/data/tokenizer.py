@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from src.data.cache import build_once
 from src.data.hub import from_hub
-from src.data.pairs import PreferencePair
-from src.data.splits import TRAIN, split_of
+from src.data.pairs import Demonstration, PreferencePair
+from src.data.splits import TRAIN, split_of_record
 from src.data.templates import template_text
 from src.errors import UserError
 
@@ -58,17 +58,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, cache_dir: str | Path
     return cast("PreTrainedTokenizerFast", loaded)
 
 
-def training_texts(pairs: Iterable[PreferencePair], validation_fraction: float, split_seed: int) -> Iterator[str]:
-    """Prompts and responses of the train split, each prompt once per run of pairs that share it."""
+def training_texts(
+    records: Iterable[PreferencePair | Demonstration], validation_fraction: float, split_seed: int
+) -> Iterator[str]:
+    """Prompts and responses of the train split, each prompt once per run of records that share it."""
     last = None
-    for pair in pairs:
-        if split_of(pair.prompt, validation_fraction, split_seed) != TRAIN:
+    for record in records:
+        if split_of_record(record, validation_fraction, split_seed) != TRAIN:
             continue
-        if pair.prompt != last:
-            yield from (message.content for message in pair.prompt)
-            last = pair.prompt
-        yield pair.chosen
-        yield pair.rejected
+        if record.prompt != last:
+            yield from (message.content for message in record.prompt)
+            last = record.prompt
+        yield from (record.response,) if isinstance(record, Demonstration) else (record.chosen, record.rejected)
 
 
 def load_tokenizer(

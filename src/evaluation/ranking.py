@@ -79,6 +79,7 @@ def trained_config(directory: Path) -> TrainConfig:
 
 def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
     """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
+    from src.data.sources import has_pairs
     from src.data.tokenizer import load_tokenizer
     from src.training.assemble import (
         at_most,
@@ -97,6 +98,11 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
     # the checkpoint's own tokenizer: the one its token ids were made with
     template = build_template(trained, load_tokenizer(str(checkpoint / "model")))
     source = build_source(trained)
+    if not has_pairs(source):
+        raise UserError(
+            f"{directory} was trained on dataset={trained.dataset.name}, which has demonstrations alone, so there is "
+            "nothing to rank; rank a run on preference pairs"
+        )
     data = prepare_data(trained, template, source, objective)
     refuse_other_data(directory, data.manifest)
     if config.split in PARTS:

@@ -18,7 +18,7 @@ from src.data.pairset import PairSet, TokenizedPair
 from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.reference import ReferenceStore
 from src.data.sampler import WindowSampler
-from src.data.sources import Source
+from src.data.sources import Source, has_pairs
 from src.data.templates import ChatTemplate
 from src.data.tokenizer import load_tokenizer, train_tokenizer, training_texts
 from src.errors import UserError
@@ -84,7 +84,8 @@ def build_tokenizer(config: TrainConfig, source: Source) -> PreTrainedTokenizerB
         revision = config.model.revision if named == config.model.path else None
         return load_tokenizer(named, revision)
     vocabulary = int(config.model.architecture["vocab_size"])
-    texts = training_texts(source.pairs(), config.dataset.validation_fraction, config.dataset.split_seed)
+    records = source.pairs() if has_pairs(source) else source.demonstrations()
+    texts = training_texts(records, config.dataset.validation_fraction, config.dataset.split_seed)
     tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary, Path(config.cache_root))
     return tokenizer
 
@@ -114,8 +115,11 @@ def prepare_options(config: TrainConfig) -> PrepareOptions:
 
 def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, objective: Objective) -> PreparedData:
     """Prepared pairs, or demonstrations for an objective that uses no rejected response (with validation pairs)."""
-    kind = "pairs" if objective.needs.rejected else "demonstrations"
-    data = prepare(source, build_noise(config), template, prepare_options(config), Path(config.cache_root), kind)
+    kind = "demonstrations" if has_pairs(source) else "demonstrations_alone"
+    if objective.needs.rejected:
+        kind = "pairs"
+    options, workers = prepare_options(config), config.prepare_workers
+    data = prepare(source, build_noise(config), template, options, Path(config.cache_root), kind, workers)
     refuse_unscored_pairs(config, objective, data)
     if objective.needs.mismatched:
         for pairs in (data.train, data.validation):
@@ -125,7 +129,8 @@ def prepare_data(config: TrainConfig, template: ChatTemplate, source: Source, ob
 
 def prepare_test_pairs(config: TrainConfig, template: ChatTemplate, pairs: Source) -> PreparedData:
     """Pairs to test on, all of them in the validation split: prepared as those of the run, without noise or filter."""
-    return prepare(pairs, NoNoise(), template, prepare_options(config), Path(config.cache_root), "held_out")
+    options, workers = prepare_options(config), config.prepare_workers
+    return prepare(pairs, NoNoise(), template, options, Path(config.cache_root), "held_out", workers)
 
 
 def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:

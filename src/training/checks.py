@@ -31,7 +31,7 @@ from src.training.assemble import (
     check_best_metric,
     refuse_unknown_parts,
 )
-from src.training.needs import refuse_unscored_source, refuse_untrainable
+from src.training.needs import refuse_source_without_pairs, refuse_unscored_source, refuse_untrainable
 from src.training.run import hash_of_base, sft_base
 from src.training.rundir import refuse_other_configuration
 
@@ -77,6 +77,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
     if source is not None:
         if objective is not None:
+            find(lambda: refuse_source_without_pairs(ready, objective, source))
             find(lambda: refuse_unscored_source(ready, objective, source))
         if strict and (ready.model.tokenizer or ready.model.path) is not None:
             find(lambda: build_tokenizer(ready, source))

@@ -52,6 +52,8 @@ class TerminalDisplay:
             self.console.print(f"  step {step}/{self.total_steps}  {numbers}")
 
     def validation(self, step: int, record: dict[str, Any], best: bool) -> None:
-        loss, accuracy = shown(record["loss"]), shown(record["rewards/accuracies"])
+        numbers = f"loss {shown(record['loss'])}"
+        if "rewards/accuracies" in record:
+            numbers += f"  accuracy {shown(record['rewards/accuracies'])}"
         mark = "  [green]best so far[/green]" if best else ""
-        self.console.print(f"  validation at step {step}: loss {loss}  accuracy {accuracy}{mark}")
+        self.console.print(f"  validation at step {step}: {numbers}{mark}")

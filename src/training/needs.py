@@ -7,7 +7,7 @@ from dataclasses import fields
 from src.config import adapter_problems
 from src.data.filter import ScoreFilter, refuse_unscored, score_gap
 from src.data.prepare import PreparedData
-from src.data.sources import Source
+from src.data.sources import Source, has_pairs
 from src.errors import Problems, UserError
 from src.objective.objective import Objective
 from src.schema import TrainConfig
@@ -76,6 +76,24 @@ def refuse_untrainable(config: TrainConfig) -> None:
     sound = config.adapter.r >= 1 and not adapter_problems(config)
     if chosen and sound and config.model.architecture:
         parameter_share(config, None)
+
+
+def refuse_source_without_pairs(config: TrainConfig, objective: Objective, source: Source) -> None:
+    """Raise ``UserError`` when pairs are needed, to train or to choose a checkpoint, and the source has demonstrations
+    alone."""
+    if has_pairs(source):
+        return
+    what = f"dataset={config.dataset.name} ({type(source).__name__}) has demonstrations alone"
+    if objective.needs.rejected:
+        raise UserError(
+            f"method={config.method['name']} compares a chosen with a rejected response, but {what}; use it with "
+            "method=sft, or a data set of preference pairs (dataset=ultrafeedback_binarized)"
+        )
+    if config.checkpoint.best_metric != "loss":
+        raise UserError(
+            f"checkpoint.best_metric={config.checkpoint.best_metric} is measured on pairs, but {what}; use "
+            "selection@checkpoint=by_loss"
+        )
 
 
 def refuse_unscored_source(config: TrainConfig, objective: Objective, source: Source) -> None:

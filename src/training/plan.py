@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from src.config import run_directory
 from src.data.filter import ScoreFilter, refuse_unscored, score_gap
 from src.data.pairs import PreferencePair
+from src.data.sources import Source, has_pairs
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
 from src.errors import UserError
@@ -142,7 +143,7 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     counts, unscored = {"train": 0, "validation": 0}, []
     far_apart = ScoreFilter(dataset.min_score_gap)
     tokens, longest, examples = 0, 0, list[Example]()
-    for pair in build_source(config).pairs():
+    for pair in pairs_or_demonstrations(build_source(config)):
         split = split_of(pair.prompt, dataset.validation_fraction, dataset.split_seed)
         if split == "train" and not far_apart.keeps(pair):
             continue
@@ -153,7 +154,7 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
             prompt, chosen = template.render_text(pair.prompt, pair.chosen)
             if len(examples) < 3:
                 examples.append(Example(prompt, chosen))
-            sizes = pair_sizes(prompt, chosen, pair)
+            sizes = pair_sizes(prompt, chosen, pair)[: 2 if objective.needs.rejected else 1]
             tokens += int(sum(min(size, dataset.max_length) for size in sizes))
             longest = max(longest, min(int(max(sizes)), dataset.max_length))
     far_apart.refuse_if_nothing_was_kept()
@@ -161,6 +162,15 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     out = far_apart.seen - far_apart.kept
     notes = [f"left out: {out} x {far_apart.reason}"] if out else []
     return {"notes": notes, "pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
+
+
+def pairs_or_demonstrations(source: Source) -> Iterator[PreferencePair]:
+    """The pairs of a source; of one that has none its demonstrations, as pairs without a rejected response."""
+    if has_pairs(source):
+        return source.pairs()
+    return (
+        PreferencePair(found.id, found.opening or found.prompt, found.response, "") for found in source.demonstrations()
+    )
 
 
 def pair_sizes(prompt: str, chosen: str, pair: PreferencePair) -> tuple[float, float]:

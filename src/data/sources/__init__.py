@@ -1,6 +1,6 @@
 """Where preference data comes from; ``dataset.source._target_`` names one of these."""
 
-from src.data.sources.base import PairSource, Skipped, Source, chosen_demonstrations, read_records
+from src.data.sources.base import PairSource, Skipped, Source, chosen_demonstrations, has_pairs, read_records
 from src.data.sources.hh import HHRLHF
 from src.data.sources.local import LocalPairs
 from src.data.sources.on_policy import OnPolicy
@@ -24,5 +24,6 @@ __all__ = [
     "UltraFeedbackBinarized",
     "UltraFeedbackFull",
     "chosen_demonstrations",
+    "has_pairs",
     "read_records",
 ]

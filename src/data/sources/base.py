@@ -37,6 +37,9 @@ class Skipped:
 class PairSource(ABC):
     """Base of the file and hub sources: they write ``records``, ``content`` and ``options``."""
 
+    has_pairs: ClassVar[bool] = True
+    """Whether there are preference pairs, and not demonstrations alone."""
+
     version: ClassVar[int] = 1
     """Part of the fingerprint; raise it when the reading of the same content changes."""
 
@@ -82,6 +85,11 @@ def chosen_demonstrations(pairs: Iterable[PreferencePair]) -> Iterator[Demonstra
         if key not in seen:
             seen.add(key)
             yield Demonstration(pair.id, pair.prompt, pair.chosen)
+
+
+def has_pairs(source: Source) -> bool:
+    """Whether a source has preference pairs, as all do that do not say otherwise."""
+    return bool(getattr(source, "has_pairs", True))
 
 
 def read_records(source: Source) -> Iterator[PreferencePair | Skipped]:
