@@ -75,6 +75,8 @@ def test_the_longest_are_flipped_first() -> None:
     by_id = {found.id: excess(found) for found in PAIRS}
     assert min(by_id[one] for one in chosen) >= max(by_id[one] for one in ELIGIBLE - chosen)
     assert flipped(LengthFlip(1.0, pick="longest")) == ELIGIBLE
+    three = [pair(number, chosen="long" * (2 + number), rejected="no") for number in range(3)]
+    assert flipped(LengthFlip(0.5, pick="longest"), three) == {"p1", "p2"}, "one and a half are two"
 
 
 def test_a_flip_by_length_takes_scores_and_writers_along() -> None:
