@@ -71,6 +71,10 @@ def open_classifier(path: str, revision: str | None, dtype: str, device: str, tr
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     tokenizer = load_named(path, revision)
     model = _weights(path, revision, dtype, trust_remote_code)
+    if hasattr(model, "header"):
+        from src.annotation.gated import HEADER
+
+        model.header = list(tokenizer(HEADER, add_special_tokens=False)["input_ids"])
     model.to(place)
     model.eval()
     pad = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
@@ -90,21 +94,23 @@ def load_named(path: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 def _weights(path: str, revision: str | None, dtype: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+    from src.annotation.gated import ARCHITECTURE, GatedRewardModel
+
+    folder = Path(path).expanduser()
+    name = str(folder) if folder.is_dir() else path
 
     def load(cached_only: bool) -> Any:
-        factory: Any = AutoModelForSequenceClassification
-        return factory.from_pretrained(
-            path,
-            revision=revision or "main",
-            dtype=DTYPES[dtype],
-            local_files_only=cached_only,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        where = {"revision": revision or "main", "local_files_only": cached_only}
+        values, _ = PretrainedConfig.get_config_dict(name, **where)
+        gated = ARCHITECTURE in (values.get("architectures") or ()) and not trust_remote_code
+        factory: Any = GatedRewardModel if gated else AutoModelForSequenceClassification
+        options = {} if gated else {"trust_remote_code": trust_remote_code}
+        return factory.from_pretrained(name, dtype=DTYPES[dtype], output_loading_info=True, **where, **options)
 
     remedy = "set scorer.path to a local folder with a sequence classifier and its tokenizer"
-    if Path(path).expanduser().is_dir():
+    if folder.is_dir():
         try:
             model, report = load(True)
         except Exception as error:  # whatever a damaged file makes of the reader

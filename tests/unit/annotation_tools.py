@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +86,15 @@ def options(folder: Path, **changes: Any) -> AnnotateOptions:
     return AnnotateOptions(**(fields | changes))
 
 
-def save_classifier(folder: Path, labels: int = 1, kind: str = "llama", seed: int = 0, **changes: Any) -> str:
-    """A random sequence classifier with a byte-level tokenizer; ``kind``: llama, deberta-v2 or causal."""
+def save_classifier(
+    folder: Path, labels: int = 1, kind: str = "llama", seed: int = 0, template: str = "chatml", **changes: Any
+) -> str:
+    """A random sequence classifier with a byte-level tokenizer; ``kind``: llama, deberta-v2, causal or gated."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    tokenizer = byte_tokenizer("chatml")
-    tokenizer.pad_token = "<|im_end|>"
+    tokenizer = byte_tokenizer(template)
+    tokenizer.pad_token = tokenizer.eos_token
     values: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 16,
@@ -103,9 +106,33 @@ def save_classifier(folder: Path, labels: int = 1, kind: str = "llama", seed: in
         "pad_token_id": tokenizer.pad_token_id,
         "num_labels": labels,
     }
-    config = AutoConfig.for_model("llama" if kind == "causal" else kind, **(values | changes))
+    config = AutoConfig.for_model("llama" if kind in ("causal", "gated") else kind, **(values | changes))
     torch.manual_seed(seed)
+    if kind == "gated":
+        save_gated(folder, config)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
     factory: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     factory.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def save_gated(folder: Path, config: Any) -> None:
+    """Weights under the names of ArmoRM's checkpoint, none of them at a value that would hide what it does."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from src.annotation.gated import ARCHITECTURE, GatedRewardModel
+
+    model = GatedRewardModel(config)
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in ("reward_transform_matrix", "gating.logit_scale"):
+        weights[name] = weights[name] + 0.5 * torch.rand(weights[name].shape)
+    for name in weights:
+        if name.startswith("gating.layers"):
+            weights[name] = torch.randn(weights[name].shape)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"architectures": [ARCHITECTURE]}))

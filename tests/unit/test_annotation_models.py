@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -147,6 +149,63 @@ def test_the_score_of_an_output_comes_before_its_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         output = model(tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=False))
     assert found[5] == pytest.approx(float(output.score), abs=1e-5)
+
+
+def gated_by_hand(path: str, item: Candidates, place: int) -> float:
+    """ArmoRM's score in numpy, but for the body's hidden states."""
+    weights = {name: value.double().numpy() for name, value in load_file(f"{path}/model.safetensors").items()}
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    body = LlamaModel(AutoConfig.from_pretrained(path))
+    missing, _ = body.load_state_dict(
+        {
+            name.removeprefix("model."): torch.tensor(value)
+            for name, value in weights.items()
+            if name.startswith("model.")
+        }
+    )
+    assert missing == []
+    turns = [{"role": message.role, "content": message.content} for message in item.prompt]
+    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+    before_header = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    turns.append({"role": "assistant", "content": item.responses[place].text})
+    ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        hidden = body(ids).last_hidden_state[0].double().numpy()
+    gate = hidden[before_header]
+    layers = sum(name.startswith("gating.layers") for name in weights) // 2
+    for layer in range(layers):
+        gate = weights[f"gating.layers.{layer}.weight"] @ gate + weights[f"gating.layers.{layer}.bias"]
+        gate = np.maximum(gate, 0) if layer < layers - 1 else np.exp(gate / 10)
+    gate = weights["gating.logit_scale"][0] * gate / gate.sum()
+    rewards = hidden[-1] @ weights["regression_layer.weight"].T @ weights["reward_transform_matrix"]
+    return float(gate @ rewards)
+
+
+GATED = {"num_objectives": 5, "gating_hidden_dim": 8, "gating_n_hidden": 2, "template": "llama3"}
+
+
+def test_armorms_kind_is_read_and_scored_as_its_paper_says(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path, kind="gated", **GATED)
+    shard = shard_of(2)
+    wanted = [gated_by_hand(path, shard[prompt], place) for prompt, place in every_item(shard)]
+    assert max(wanted) - min(wanted) > 0.1
+    for size in (1, 4):
+        assert values(RewardModel(path, batch_size=size), shard) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_armorms_gate_needs_the_header_of_its_template(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path, kind="gated", **GATED)
+    with pytest.raises(UserError, match=r"holds no '<\|start_header_id\|>assistant.*leave scorer\.template at null"):
+        scores(RewardModel(path, template="plain"), shard_of(1))
+
+
+def test_armorm_without_a_part_is_refused(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path, kind="gated", **GATED)
+    weights = load_file(f"{path}/model.safetensors")
+    del weights["gating.layers.1.bias"]
+    save_file(weights, f"{path}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks gating\.layers\.1\.bias: these weights would be random"):
+        scores(RewardModel(path), shard_of(1))
 
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
