@@ -25,7 +25,7 @@ SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "t
 def test_readme_has_the_commands() -> None:
     modules = {shlex.split(command)[2] for command in COMMANDS}
     assert modules >= {"src.train", "src.preflight", "src.methods", "src.evaluation.ranking", "src.report"}
-    assert modules >= {"src.generate", "src.annotate"}
+    assert modules >= {"src.data.gaps", "src.generate", "src.annotate"}
     assert len(COMMANDS) >= 10
 
 
@@ -52,6 +52,8 @@ def overrides_for(module: str, folder: Path) -> list[str]:
         return [*SMALL_TRAINING, f"output_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
     if module == "src.methods":
         return []
+    if module == "src.data.gaps":
+        return [f"cache_root={folder / 'cache'}"]
     if module == "src.generate":
         return ["max_prompts=60", "max_new_tokens=32"]
     if module == "src.annotate":
