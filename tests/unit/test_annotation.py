@@ -16,6 +16,7 @@ from src.annotation.given import Oracle, Recorded
 from src.annotation.inputs import Corpus, read_corpus
 from src.data.pairs import PreferencePair
 from src.data.sources import LocalPairs, ScoredResponsesFile
+from src.data.sources.chain import json_hash
 from src.data.toy.scorer import score_response
 from src.data.toy.source import ToySource
 from src.errors import UserError
@@ -322,6 +323,16 @@ def test_a_manifest_that_was_changed_is_refused(made: Path) -> None:
     change(made / "pairs.jsonl.manifest.json", lambda manifest: manifest["counts"].update(pairs=1))
     with pytest.raises(UserError, match=r"pairs.jsonl.manifest.json was changed after it was written"):
         source.fingerprint()
+
+
+def test_a_manifest_whose_last_link_is_not_its_own_is_refused(made: Path) -> None:
+    def reseal(manifest: dict[str, Any]) -> None:
+        manifest["identity"]["min_gap"] = 3.0
+        manifest["hash"] = json_hash({name: value for name, value in manifest.items() if name != "hash"})
+
+    change(made / "pairs.jsonl.manifest.json", reseal)
+    with pytest.raises(UserError, match=r"pairs\.jsonl\.manifest\.json was changed after it was written"):
+        LocalPairs(str(made / "pairs.jsonl")).fingerprint()
 
 
 def test_pairs_of_another_annotation_are_refused(made: Path, corpus: Corpus, tmp_path: Path) -> None:
