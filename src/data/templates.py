@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 PRIVATE = range(0xF0000, 0xFFFFD)
+SHOWN = 12
+"""So many special tokens are named in a message; there may be hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +265,11 @@ def _stop_of(tokenizer: PreTrainedTokenizerBase, listed: Sequence[str], written:
     ``listed``: the user's; ``written``: special tokens of ``tail``, which the template writes behind a response.
     """
     place = f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
-    known = sorted(filter(None, {str(token) for token in tokenizer.all_special_tokens}))
-    remedy = f"set model.stop_tokens to a token it has (special ones: {', '.join(known) or 'none'})"
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    known |= {str(token) for token in tokenizer.all_special_tokens if token}
+    more = ", ..." if len(known) > SHOWN else ""
+    special = ", ".join(sorted(known)[:SHOWN]) or "none"
+    remedy = f"set model.stop_tokens to a token it has (special ones: {special}{more})"
     for token in listed:
         if _token_id(tokenizer, token) is None:
             raise UserError(f"stop token '{token}' is no single token of {place}; {remedy}")

@@ -27,6 +27,7 @@ from src.training.assemble import (
     build_noise,
     build_objective,
     build_source,
+    build_template,
     build_tokenizer,
     check_best_metric,
     refuse_unknown_parts,
@@ -79,8 +80,11 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
         if objective is not None:
             find(lambda: refuse_source_without_pairs(ready, objective, source))
             find(lambda: refuse_unscored_source(ready, objective, source))
-        if strict and (ready.model.tokenizer or ready.model.path) is not None:
-            find(lambda: build_tokenizer(ready, source))
+        named = ready.model.tokenizer or ready.model.path
+        if named is not None and (strict or Path(named).expanduser().is_dir()):
+            tokenizer = find(lambda: build_tokenizer(ready, source))
+            if tokenizer is not None:
+                find(lambda: build_template(ready, tokenizer))
         # one record says whether there is data at all; where the run is refused anyway, name its bad records too
         find(lambda: deque(islice(source.pairs(), None if problems and not strict else 1), maxlen=0))
     if problems:
