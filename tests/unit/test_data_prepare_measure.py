@@ -98,7 +98,7 @@ def test_long_lists_have_files_of_their_own(tmp_path: Path, monkeypatch: pytest.
         "file": "flipped.jsonl",
     }
     lines = {name: [json.loads(line) for line in (folder / name).open()] for name in data.manifest["files"]}
-    expected = {
+    expected: dict[str, list[Any]] = {
         "flipped.jsonl": flipped,
         "dropped.jsonl": [{"id": record.id, "reason": record.reason} for record in skipped],
     }

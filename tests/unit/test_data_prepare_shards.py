@@ -19,6 +19,8 @@ import pytest
 from src.data.noise import Noise, NoNoise, RandomFlip
 from src.data.pairs import PreferencePair
 from src.data.preparation import pieces, shards
+from src.data.preparation.work import Work
+from src.data.preparation.workers import Workers
 from src.data.prepare import PreparedData, PrepareOptions, prepare
 from src.data.sources import Skipped
 from src.data.splits import TRAIN, split_of
@@ -130,7 +132,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_workers_do_not_show(tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the first shard is the last to be finished."""
     there: dict[Path, set[str]] = {}
-    read = shards.read_shard
+    read = pieces.read_shard
 
     def noting(path: Path) -> Any:
         there[path] = {found.stem for found in path.parent.glob("[0-9]*")}
@@ -153,7 +155,7 @@ def test_workers_start_by_themselves_when_there_is_enough_to_do(
 ) -> None:
     counts = []
 
-    class Counted(shards.Workers):
+    class Counted(Workers):
         def __init__(self, count: int, work: Any) -> None:
             counts.append(count)
             super().__init__(count, work)
@@ -201,8 +203,12 @@ def test_a_worker_that_dies_loses_nothing_finished(tmp_path: Path, monkeypatch: 
     finished = len(list(folder.glob("[0-9]*")))
     assert finished > 3
     numbers = []
-    make = shards.make_shard
-    monkeypatch.setattr(shards, "make_shard", lambda work, piece, path: (numbers.append(path), make(work, piece, path)))
+
+    def noting(work: Work, piece: pieces.Piece, path: Path) -> None:
+        numbers.append(path)
+        pieces.make_shard(work, piece, path)
+
+    monkeypatch.setattr(shards, "make_shard", noting)
     made(tmp_path, 1, NoNoise())
     assert len(numbers) == len(PAIRS) // SIZE - finished
 
@@ -241,8 +247,8 @@ def test_what_is_left_of_a_kill_is_used_or_removed(tmp_path: Path, expected: dic
     left.mkdir()
     (left / ".000001.arrow.77").write_bytes(b"half")
     (left / "000002.arrow").write_bytes(b"damaged")
-    shards.make_shard(
-        shards.Work(TEMPLATE, FLIP, OPTIONS, "pairs"),
+    pieces.make_shard(
+        Work(TEMPLATE, FLIP, OPTIONS, "pairs"),
         next(pieces.pieces_of(Records(PAIRS[8:16]), "pairs")),
         left / "000000.arrow",
     )
