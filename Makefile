@@ -12,7 +12,7 @@ TORCH ?= auto
 TESTS ?=
 # Worker processes of the test run.
 WORKERS ?= 2
-TYPED := src/errors.py src/objective src/data src/model src/generation src/training src/engine src/catalogue src/methods.py src/generate.py
+TYPED := src/errors.py src/objective src/data src/model src/generation src/annotation src/training src/engine src/catalogue src/methods.py src/generate.py src/annotate.py
 
 # Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
 export PIP_CONSTRAINT := $(PINS)

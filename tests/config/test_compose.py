@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from src.build import locate
 from src.cli import register_schemas
 from src.config import CONF, NOT_HASHED, ROOT, compose_train, config_hash, run_directory, training_problems
 from src.schema import TrainConfig
@@ -31,6 +33,8 @@ LEAST = {
     "adapter": 2,
     "filter": 2,
     "generalization": 2,
+    "generator": 3,
+    "scorer": 5,
 }
 """Groups and how many options each has at least."""
 
@@ -43,6 +47,9 @@ PLACED = {
     "generalization": "generalization@dataset",
 }
 """Groups that fill keys of another one, and how they are chosen."""
+
+ELSEWHERE = {"generator": "generate", "scorer": "annotate"}
+"""Groups of other programs than training."""
 
 REQUIRED = {"local": ["dataset.source.path"], "scored_responses": ["dataset.source.path"]}
 """What a data set cannot know and the user must give."""
@@ -63,10 +70,18 @@ def test_groups_have_their_options() -> None:
     found = {group: sum(path.parent.name == group for path in FILES) for group in {path.parent.name for path in FILES}}
     assert found.keys() == LEAST.keys()
     assert [f"{group}: {count}" for group, count in found.items() if count < LEAST[group]] == []
-    assert {path.stem for path in CONF.glob("*.yaml")} == {"train", "ranking", "report", "gaps", "show", "annotate", "generate"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {
+        "train",
+        "ranking",
+        "report",
+        "gaps",
+        "show",
+        "annotate",
+        "generate",
+    }
 
 
-CHOSEN = [path for path in FILES if path.parent.name != "recipe"]
+CHOSEN = [path for path in FILES if path.parent.name not in ("recipe", *ELSEWHERE)]
 """Recipes are composed in test_recipes.py."""
 
 
@@ -81,6 +96,26 @@ def test_every_file_of_every_group_composes_and_has_its_name(path: Path) -> None
     problems = training_problems(config)
     assert len(problems) == len(required), problems
     assert all(key in problem for key, problem in zip(required, problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name in ELSEWHERE],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_file_of_another_programs_group_names_all_fields_of_its_class(path: Path) -> None:
+    group = path.parent.name
+    register_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node = hydra.compose(ELSEWHERE[group], overrides=[f"{group}={path.stem}"])[group]
+    fields = {spec.name: spec for spec in dataclasses.fields(locate(node._target_))}
+    assert {str(key) for key in node} - {"_target_"} == set(fields)
+    required = {name for name, spec in fields.items() if spec.default is spec.default_factory is dataclasses.MISSING}
+    assert OmegaConf.missing_keys(node) == {f"{group}.{name}" for name in required}
+    for name in fields.keys() - required:
+        spec = fields[name]
+        default = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()
+        assert node[name] == default, name
 
 
 @pytest.mark.parametrize("program", ["ranking", "report", "gaps"])
