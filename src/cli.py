@@ -227,7 +227,8 @@ def field_names(target: str) -> list[str]:
 
 def chosen_groups(config_name: str) -> Any:
     """The configuration under the groups chosen on the command line alone; {} when that does not compose."""
-    groups = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z]+=[a-z0-9_]+", a) and (CONF / a.split("=")[0]).is_dir()]
+    choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z]+(@[a-z]+)?=[a-z0-9_]+", a)]
+    groups = [choice for choice in choices if (CONF / re.split("[@=]", choice)[0]).is_dir()]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
