@@ -110,6 +110,10 @@ def prepare(
     build_once(folder, build)
     if finished.exists():
         shutil.rmtree(finished, ignore_errors=True)
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> PreparedData:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         train, validation = (PairSet(folder / f"{split}.arrow", manifest["hash"]) for split in (TRAIN, VALIDATION))
