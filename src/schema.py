@@ -224,6 +224,8 @@ class GapsConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     noise: dict[str, Any] = MISSING
+    checkpoint: str | None = None
+    which: str = one_of("best", "last")
     split: str = one_of("train", "validation")
     bin_width: float | None = number(None, above=0)
     hard_filter: float = number(at_least=0)

@@ -59,11 +59,19 @@ def weights_of(scores: Tensor, *, min_score_gap: float, batch: int, seed: int) -
 
 
 def gap_report(
-    scores: Array, flipped: Array, *, bin_width: float | None, min_score_gap: float, batch: int, seed: int
+    scores: Array,
+    flipped: Array,
+    *,
+    bin_width: float | None,
+    min_score_gap: float,
+    batch: int,
+    seed: int,
+    trained: Array | None = None,
 ) -> dict[str, Any]:
     """Histogram of the gaps and gradient mass per bin, as plain data.
 
-    ``scores``: [n, 2], chosen and rejected, none missing; ``flipped``: [n], whose labels noise exchanged.
+    ``scores``: [n, 2], chosen and rejected, none missing; ``flipped``: [n], whose labels noise exchanged;
+    ``trained``: [n], how hard a trained model's own loss pushes each pair, whatever the sign, to show beside.
     The mass of a bin is the sum of its pairs' weights over the sum of all: the gradient that goes there while pairs are
     pushed alike by the loss itself, as they are by a model that knows nothing yet. ``counting``: (Σw)² / (n Σw²), the
     share of the pairs that would have the same spread if all counted alike. ``None`` where every weight is 0.
@@ -80,6 +88,8 @@ def gap_report(
         )
     places = np.minimum((gaps / width + 1e-9).astype(int), count - 1)
     weights = weights_of(tensor, min_score_gap=min_score_gap, batch=batch, seed=seed)
+    if trained is not None:
+        weights["trained"] = np.abs(trained)
     mass = {name: shares(np.bincount(places, values, count), values.sum()) for name, values in weights.items()}
     pairs = np.bincount(places, minlength=count).tolist()
     return {

@@ -52,8 +52,6 @@ def overrides_for(module: str, folder: Path) -> list[str]:
         return [*SMALL_TRAINING, f"output_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
     if module == "src.methods":
         return []
-    if module == "src.data.gaps":
-        return [f"cache_root={folder / 'cache'}"]
     if module == "src.generate":
         return ["max_prompts=60", "max_new_tokens=32"]
     if module == "src.annotate":
@@ -80,6 +78,8 @@ def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     elif module == "src.train" and "model=llama3_8b_base" not in arguments:
         small = list(SMALL_MODEL)
     place = overrides_for(module, folder)
+    if module == "src.data.gaps":
+        place = [] if any("checkpoint=" in argument for argument in arguments) else [f"cache_root={folder / 'cache'}"]
     if "-m" in arguments:
         small.append("dataset.source.prompts=100")
         place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]

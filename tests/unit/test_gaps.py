@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from src.config import compose_train
 from src.data import gap_mass
 from src.data.gap_mass import gap_report, nice_width
 from src.errors import UserError
 from src.reporting.gap_figure import draw_gaps
+from src.training import run as runs
+from src.training.reopened import gradient_weights
 from tests.entry import assert_says, call, refused
-from tests.support import SMALL_DATA
+from tests.support import SMALL_DATA, SMALL_RUN, metrics, places
 from tests.unit.data_tools import pair, write_lines
 
 GAPS = [0.0, 0.5, 1.0, 2.0, 3.0]
@@ -143,6 +146,42 @@ def test_the_table_says_what_the_data_says(tmp_path: Path) -> None:
     assert cells[4:10] == [f"{100 * value:.1f}" for value in report["bins"][0]["mass"].values()]
     assert cells[5] == "0.0", "the hard filter at 2 leaves nothing of gaps below 1"
     assert "flipped pairs' share" in outcome.out
+
+
+@pytest.mark.parametrize("method", ["gappo", "dpo"])
+def test_the_weights_of_a_run_are_those_that_it_logged(tmp_path: Path, method: str) -> None:
+    config = compose_train([*SMALL_RUN, *places(tmp_path), f"method={method}", "evaluation.max_pairs=null"])
+    assert runs.train(config) == 0
+    directory = runs.planned_directory(config)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    found = gradient_weights(directory, "last", "validation")
+    logged = metrics(directory, "validation")[-1]
+    assert logged["step"] == 8
+    assert found.weights.mean().item() == pytest.approx(logged["weight/gradient"], rel=1e-6)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+    outcome = call("src.data.gaps", f"checkpoint={directory}", "which=last", "output=json", "split=validation")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["data"]["run"] == str(directory)
+    assert (report["data"]["method"], report["data"]["step"]) == (method, 8)
+    gaps = [abs((pair.chosen_score or 0) - (pair.rejected_score or 0)) for pair in found.pairs]
+    top = report["bins"][-1]
+    share = sum(weight for weight, gap in zip(found.weights.tolist(), gaps, strict=True) if gap >= top["from"] - 1e-9)
+    assert top["mass"]["trained"] == pytest.approx(share / found.weights.sum().item(), rel=1e-5)
+    near = "linear" if method == "gappo" else "uniform"
+    assert top["mass"]["trained"] == pytest.approx(top["mass"][near], rel=0.3)
+    assert "trained: " in call("src.data.gaps", f"checkpoint={directory}").out
+
+
+def test_runs_that_cannot_be_weighed_are_refused(tmp_path: Path) -> None:
+    message = refused("src.data.gaps", "checkpoint=nowhere", "dataset=toy", "dataset.split_seed=1")
+    assert_says(message, "dataset=toy, dataset.split_seed=1 would not be read beside checkpoint=RUN")
+    assert_says(refused("src.data.gaps", f"checkpoint={tmp_path}"), "is not a run directory")
+    config = compose_train([*SMALL_RUN, *places(tmp_path), "method=sft", "training.max_steps=2"])
+    assert runs.train(config) == 0
+    message = refused("src.data.gaps", f"checkpoint={runs.planned_directory(config)}")
+    assert_says(message, "trained on demonstrations, which have no pairs to weigh")
 
 
 def test_pairs_without_scores_and_bad_settings_are_refused(tmp_path: Path) -> None:
