@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from src.data.hub import from_hub
-from src.data.pairs import Message
-from src.data.templates import MARK, ChatTemplate
+from src.data.templates import ChatTemplate
 from src.data.tokenizer import load_tokenizer
 from src.errors import UserError
 from src.model.adapter import saved_settings
@@ -107,9 +106,8 @@ def policy_of_model(checkpoint: str, template_name: str | None, stops: list[str]
 def stop_ids(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, tokens: list[str]) -> tuple[int, ...]:
     """The ids that end a response: the template's stop token, those named, and the tokenizer's eos.
 
-    Raises ``UserError`` for a name that is no token, or a template that does not begin the model's turn.
+    Raises ``UserError`` for a name that is no token.
     """
-    refuse_no_generation_prompt(template)
     found = [template.stop_id]
     for token in tokens:
         identity = tokenizer.convert_tokens_to_ids(token)
@@ -123,19 +121,6 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, tokens:
     if isinstance(tokenizer.eos_token_id, int):
         found.append(tokenizer.eos_token_id)
     return tuple(dict.fromkeys(found))
-
-
-def refuse_no_generation_prompt(template: ChatTemplate) -> None:
-    """Raise ``UserError`` when the model would have to write the header of its own turn."""
-    prompt = (Message("user", "x"),)
-    asked = template.text.render_prompt(prompt)
-    whole = "".join(template.text.render_parts(prompt, MARK))
-    header = whole[len(asked) :].partition(MARK)[0]
-    if not whole.startswith(asked) or header.strip():
-        raise UserError(
-            f"the chat template of {template.tokenizer.name_or_path} has no generation prompt: before a response it "
-            f"writes {header!r}, which a prompt alone does not end with; give template=NAME, one that has"
-        )
 
 
 def local_directory(checkpoint: str) -> Path:

@@ -17,7 +17,7 @@ from src.generation.base import Decoding, Response
 from src.generation.policy import directory_hash, policy_of_model
 from src.generation.transformers_backend import Batch, response_of
 from src.model.adapter import add_adapter, save_weights
-from src.model.load import read_model
+from src.model.load import model_from_scratch, read_model
 from src.schema import AdapterConfig, ModelConfig
 from tests.unit.generation_tools import PROMPTS, all_requests, generator_of, tiny_model, tiny_policy
 
@@ -97,6 +97,28 @@ def test_stop_tokens_end_responses_and_are_no_part_of_them() -> None:
         assert response.tokens == len(ids)
         assert (response.finish_reason == "stop") == (ids[-1] in stops)
         assert response.text == policy.text_of(ids[:-1] if ids[-1] in stops else ids)
+
+
+def test_positions_are_those_of_a_sequence_alone() -> None:
+    """A model of learned positions notices a shift, which rotary positions hide."""
+    architecture = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    config = ModelConfig(name="x", attention="sdpa", architecture={**architecture, "initializer_range": 0.4})
+    model = model_from_scratch(config, 50, seed=0).train(False)
+    prompts = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3, 2]]
+    requests = all_requests(SAMPLED, PROMPTS[:1])
+    stops = (11, 12, 13, 14)
+    together = dict(Batch(model, stops, SAMPLED, None).write(prompts, requests))
+    for row, prompt in enumerate(prompts):
+        ((_, alone),) = Batch(model, stops, SAMPLED, None).write([prompt], [requests[row]])
+        assert together[row] == alone
+
+
+def test_why_a_response_ended() -> None:
+    policy = replace(tiny_policy(), stop_ids=(70,))
+    assert response_of(policy, [71, 72, 70]) == Response(policy.text_of([71, 72]), "stop", 3)
+    assert response_of(policy, [70] + [71] * 23) == Response(policy.text_of([70] + [71] * 23), "length", 24)
+    assert response_of(policy, [71] * 23 + [70]).finish_reason == "stop"
+    assert response_of(policy, [71] * 3).finish_reason == "length"
 
 
 def test_a_stop_token_counts_as_written() -> None:
@@ -218,7 +240,7 @@ def test_a_template_that_does_not_begin_the_turn_is_refused(tmp_path: Path) -> N
     copy = shutil.copytree(tiny_model(), tmp_path / "copy")
     silent = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     (copy / "chat_template.jinja").write_text(silent)
-    with pytest.raises(UserError, match=r"no generation prompt: before a response it writes '<\|assistant\|>'"):
+    with pytest.raises(UserError, match="no generation prompt"):
         policy_of_model(str(copy), None, [], "float32")
     (copy / "chat_template.jinja").write_text(silent + "{% if add_generation_prompt %}<|assistant|>{% endif %}")
     assert policy_of_model(str(copy), None, [], "float32").stop_ids

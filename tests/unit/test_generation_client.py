@@ -185,6 +185,20 @@ def test_each_yields_what_is_under_way_and_begins_nothing_after_a_failure() -> N
         assert client.complete(ASK).text == "good"  # and the client can be used again
 
 
+def test_a_failure_does_not_wait_for_others_to_try_again() -> None:
+    def script(payload: dict[str, Any], number: int) -> Reply:
+        return Reply(status=400, delay=0.1) if payload["messages"][0]["content"] == "0" else Reply(status=500)
+
+    requests = [ChatRequest([{"role": "user", "content": str(number)}]) for number in range(3)]
+    patient = Retries(attempts=3, first_wait=20.0, longest_wait=20.0)
+    started = time.monotonic()
+    with serving(script) as server, client_of(server.base_url, patient) as client:
+        with pytest.raises(EndpointError, match="status 400"):
+            list(client.each(requests, concurrency=3))
+        assert len(server.payloads) <= 5
+    assert time.monotonic() - started < 5
+
+
 def test_each_that_is_left_early_leaves_no_thread() -> None:
     before = threading.active_count()
     with serving(lambda payload, number: answer("x")) as server, client_of(server.base_url) as client:

@@ -98,7 +98,8 @@ def test_a_line_that_was_half_written_is_worked_again(tmp_path: Path) -> None:
     journal = tmp_path / "partial" / "000000.jsonl"
     assert len(whole_lines(journal)[0]) == 3
     journal.write_bytes(journal.read_bytes()[:-5])
-    assert fill(tmp_path) == ITEMS[2:]
+    assert fill(tmp_path, stop_after=1) == [2]
+    assert fill(tmp_path) == ITEMS[3:]  # what was written after the broken line counts
     assert [record["item"] for record in read_records(tmp_path)] == ITEMS
 
 
