@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from src.data.sources import LocalPairs, ScoredResponsesFile
 from tests.entry import assert_says, call, refused
-from tests.support import metrics, places
+from tests.support import ROOT, metrics, places
 from tests.unit.annotation_tools import save_classifier
 from tests.unit.data_tools import write_lines
 
@@ -103,6 +104,17 @@ def test_every_link_of_the_chain_is_named_and_checked(world: Path, tmp_path: Pat
     finally:
         pairs.write_bytes(whole)
     assert_says(message, "pairs.jsonl is not the file that pairs.jsonl.manifest.json describes")
+
+
+def test_a_real_file_of_scored_responses_is_paired_as_its_source_pairs_it(tmp_path: Path) -> None:
+    path = ROOT.parent / "shared" / "data" / "pref" / "alpaca_pref_24x805.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")  # tests/unit/test_annotation.py has the same on generated data
+    done = call("src.annotate", f"generations={path}", "scorer=recorded", f"output={tmp_path / 'out'}", "min_gap=0.5")
+    assert done.code == 0, done.err
+    made = list(LocalPairs(str(tmp_path / "out" / "pairs.jsonl")).pairs())
+    assert made == list(ScoredResponsesFile(str(path), min_gap=0.5).pairs())
+    assert "of 805 prompts and 19320 responses" in done.out
 
 
 def test_the_same_command_repeats_nothing(world: Path) -> None:
