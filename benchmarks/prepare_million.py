@@ -83,7 +83,8 @@ def main() -> int:
 def write_pairs(path: Path, count: int, length: float = 1.0) -> int:
     """Write ``count`` pairs as JSON lines; returns the number of characters of prompts and responses.
 
-    Words follow Zipf's law; a prompt has about 120 characters and a response about 300, with long tails; both times ``length``.
+    Words follow Zipf's law; a prompt has about 150 characters and a response about 300, both times ``length``, with
+    long tails.
     """
     rng = random.Random(0)
     words = ["".join(rng.choices(SYLLABLES, k=rng.choice((1, 1, 2, 2, 3, 4)))) for _ in range(20_000)]
