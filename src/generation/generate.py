@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.data.sources.chain import json_hash
 from src.errors import UserError
 from src.generation.base import Decoding, Generator, Request, Response, requests_of
 from src.generation.prompts import NamedPrompt, prompts_hash
-from src.generation.shards import Shard, ShardedJsonl, json_hash, plain_data
+from src.generation.shards import Shard, ShardedJsonl, plain_data
 
 EXAMPLES = 20
 """Ids of skipped prompts that the manifest names."""

@@ -34,6 +34,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
+from src.data.sources.chain import sealed
 from src.data.sources.files import read_json_lines
 from src.environment import environment
 from src.errors import UserError
@@ -174,16 +175,7 @@ class ShardedJsonl:
         stage, hash of its identity, hash of its records. The manifest's hash is of stage, identity, counts, content
         and chain; ``notes`` and the times, environment and date are not in it.
         """
-        content = self.content_hash()
-        link = {"stage": stage, "identity": json_hash(plain_data(identity)), "content": content}
-        manifest: Record = {
-            "stage": stage,
-            "identity": plain_data(identity),
-            "counts": plain_data(counts),
-            "content": content,
-            "chain": [*map(dict, chain), link],
-        }
-        manifest["hash"] = json_hash(manifest)
+        manifest = sealed(stage, plain_data(identity), plain_data(counts), self.content_hash(), chain)
         path = self.directory / MANIFEST
         with suppress(UserError):  # a damaged one is written anew
             if path.exists() and (earlier := read_json(path)).get("hash") == manifest["hash"]:
@@ -308,11 +300,6 @@ def read_json(path: Path) -> Record:
 
 def json_text(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode("utf-8")
-
-
-def json_hash(value: Any) -> str:
-    """Hex SHA-256 of plain data, whatever the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def plain_data(value: Any) -> Record:

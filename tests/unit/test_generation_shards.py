@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from src.data.sources.chain import check_sealed, json_hash
 from src.errors import UserError
 from src.generation.shards import (
     ShardedJsonl,
-    json_hash,
     line_of,
     read_manifest,
     read_records,
@@ -73,6 +73,7 @@ def test_the_manifest_is_left_alone_when_nothing_changed(tmp_path: Path) -> None
     manifest = read_manifest(tmp_path)
     assert manifest["seconds"] == 4.5
     assert manifest["note"] == "n"
+    check_sealed(manifest, tmp_path)
     assert manifest["identity"] == {"model": "m", "seeds": [1, 2]}
     assert manifest["environment"]["python"]
 
