@@ -25,7 +25,7 @@ SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "t
 def test_readme_has_the_commands() -> None:
     modules = {shlex.split(command)[2] for command in COMMANDS}
     assert modules >= {"src.train", "src.preflight", "src.methods", "src.evaluation.ranking", "src.report"}
-    assert modules >= {"src.data.gaps", "src.generate", "src.annotate"}
+    assert modules >= {"src.data.gaps", "src.data.show", "src.generate", "src.annotate"}
     assert len(COMMANDS) >= 10
 
 
@@ -52,6 +52,8 @@ def overrides_for(module: str, folder: Path) -> list[str]:
         return [*SMALL_TRAINING, f"output_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
     if module == "src.methods":
         return []
+    if module == "src.data.show":
+        return ["dataset.source.prompts=100", f"cache_root={folder / 'cache'}"]
     if module == "src.generate":
         return ["max_prompts=60", "max_new_tokens=32"]
     if module == "src.annotate":
@@ -68,7 +70,7 @@ def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         if not (folder / needed).exists():
             (producer,) = (other for other in COMMANDS if f"output={needed}" in shlex.split(other))
             assert carried_out(producer, folder).returncode == 0
-    arguments = [re.sub(r"=(\w[\w-]*\.jsonl\.gz)$", rf"={folder}/\1", argument) for argument in arguments]
+    arguments = [re.sub(r"=(\w[\w-]*\.(?:jsonl\.gz|html))$", rf"={folder}/\1", argument) for argument in arguments]
     arguments = [re.sub(r"=(generations|annotations)/", rf"={folder}/\1/", argument) for argument in arguments]
     if any("=RUN" in argument for argument in arguments):
         arguments = [re.sub(r"=RUN\b", f"={a_run(folder)}", argument) for argument in arguments]
