@@ -54,8 +54,9 @@ class TransformersGenerator:
             model = read_model(config, str(self.policy.directory), merged=True)
             disable_dropout(model)
             model.train(False)
-            dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-            self._model = torch.nn.Module.to(model, device=self.device, dtype=dtype)
+            if config.dtype == "bfloat16":
+                halve(model)
+            self._model = torch.nn.Module.to(model, device=self.device)
         return self._model
 
     def close(self) -> None:
@@ -119,6 +120,17 @@ class Batch:
         """Whether a response is finished."""
         full = self.context is not None and prompt_length + len(written) >= self.context
         return written[-1] in self.stops or len(written) >= self.decoding.max_new_tokens or full
+
+
+def halve(model: torch.nn.Module) -> None:
+    """Turn what a checkpoint holds into bfloat16. What is computed from the configuration stays as it is: rotary
+    frequencies in bfloat16 would shift far positions (``Module.to`` with a type would turn them too)."""
+    for module in model.modules():
+        computed = module._non_persistent_buffers_set
+        buffers = (tensor for name, tensor in module.named_buffers(recurse=False) if name not in computed)
+        for tensor in (*module.parameters(recurse=False), *buffers):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

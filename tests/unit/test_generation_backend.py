@@ -113,6 +113,18 @@ def test_positions_are_those_of_a_sequence_alone() -> None:
         assert together[row] == alone
 
 
+def test_bfloat16_is_that_of_transformers_to_the_last_bit() -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = policy_of_model(str(tiny_model()), None, [], "bfloat16")
+    model: Any = generator_of(policy, GREEDY).model()
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.bfloat16, attn_implementation="sdpa")
+    ids = torch.arange(200)[None] % 50
+    assert torch.equal(model(ids).logits, theirs(ids).logits)
+    assert model(ids).logits.dtype == torch.bfloat16
+    assert policy.describe()["dtype"] == "bfloat16"
+
+
 def test_why_a_response_ended() -> None:
     policy = replace(tiny_policy(), stop_ids=(70,))
     assert response_of(policy, [71, 72, 70]) == Response(policy.text_of([71, 72]), "stop", 3)
