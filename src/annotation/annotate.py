@@ -80,7 +80,13 @@ def annotate(corpus: Corpus, scorer: Scorer, directory: Path, options: AnnotateO
                 with store.journal(shard.index) as journal:
                     scores = scored(shard.items, scorer.batches(shard.items), score, journal, advance)
                     records = [record_of(place, item, scores) for place, item in enumerate(shard.items)]
-                    store.write(shard.index, records, time.monotonic() - started)
+                    seconds = time.monotonic() - started
+                    store.write(shard.index, records, seconds)
+                if not sys.stderr.isatty():
+                    shards = -(-len(corpus.candidates) // options.shard_size)
+                    print(
+                        f"  shard {shard.index + 1}/{shards}: {len(scores)} responses, {seconds:.1f} s", file=sys.stderr
+                    )
         counts = counts_of(store.read())
         refuse_too_few(counts, options.max_unscored)
         manifest = store.finish(STAGE, identity, counts, chain=corpus.chain, inputs=corpus.inputs)
@@ -149,7 +155,7 @@ def refuse_too_few(counts: Mapping[str, Any], limit: float) -> None:
 
 @contextmanager
 def progress(total: int) -> Iterator[Advance]:
-    """A bar over responses on a terminal; elsewhere nothing."""
+    """A bar over responses on a terminal; elsewhere there is a line a shard."""
     if not sys.stderr.isatty():
         yield lambda responses: None
         return
