@@ -129,9 +129,10 @@ class LengthFlip:
                 "training pairs is such; use noise=random_flip, or noise=none"
             )
         if self.over == "all" and self.rate * seen > eligible:
+            most = math.floor(1e4 * eligible / seen) / 1e4
             raise UserError(
                 f"noise.rate={self.rate:g} of all {seen} training pairs cannot be flipped: only {eligible} have the "
-                f"longer response chosen; give noise.rate={eligible / seen:.2g} or less, or noise.over=eligible"
+                f"longer response chosen; give noise.rate={most:g} or less, or noise.over=eligible"
             )
 
     def apply(self, pair: PreferencePair) -> PreferencePair:
