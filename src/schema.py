@@ -169,6 +169,7 @@ class ShowConfig(TrainConfig):
     evaluation: EvaluationConfig = MISSING
     checkpoint: CheckpointConfig = MISSING
     debug: DebugConfig = MISSING
+    prepare_workers: int | None = MISSING
     run_dir: str | None = MISSING
     split: str = one_of("train", "validation")
     pairs: int = number(at_least=1)
