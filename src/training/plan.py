@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from src.config import run_directory
@@ -104,17 +105,13 @@ def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     objective = build_objective(config)
     data = prepare_data(config, build_template(config, tokenizer), build_source(config), objective)
     shown = [data.train[index] for index in range(min(3, len(data.train)))]
-    limit = sampler_of(config, len(data.train)).pairs
-    lengths = [
-        (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
-        for pair in (data.train[index] for index in range(limit))
-    ]
+    prompt, chosen, rejected = data.train.lengths()[: sampler_of(config, len(data.train)).pairs].T
     both = 2 if objective.needs.rejected else 1
     return {
         "notes": preparation_notes(data.manifest),
         "pairs": {"train": len(data.train), "validation": len(data.validation)},
-        "tokens_per_epoch": sum(both * prompt + chosen + rejected for prompt, chosen, rejected in lengths),
-        "longest": max(prompt + max(chosen, rejected) for prompt, chosen, rejected in lengths),
+        "tokens_per_epoch": int((both * prompt + chosen + rejected).sum()),
+        "longest": int((prompt + np.maximum(chosen, rejected)).max()),
         "examples": [
             Example(text_of(tokenizer, pair.prompt_ids), text_of(tokenizer, pair.chosen_ids)) for pair in shown
         ],
