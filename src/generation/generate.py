@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ class Job:
     prompts: Sequence[NamedPrompt]
     writer: str
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything the responses depend on, as plain data: model, decoding, prompts, writer."""
+        """Everything the responses depend on, as plain data: model, decoding, prompts, writer. Hashes all weights."""
         return plain_data(
             {
                 "writer": self.writer,
@@ -44,7 +46,7 @@ class Job:
     def directory(self, root: str | Path, name: str) -> Path:
         """Where the responses belong below ``root``: a pure function of the settings. ``name``: of the prompts."""
         parts = (re.sub(r"[^\w.-]+", "_", part) for part in (self.writer, name))
-        return Path(root) / "__".join((*parts, json_hash(self.identity())[:10]))
+        return Path(root) / "__".join((*parts, json_hash(self.identity)[:10]))
 
 
 def generate(
@@ -63,8 +65,7 @@ def generate(
         raise UserError(f"none of {len(job.prompts)} prompts can have a response ({spoken(skipped)})")
     store = ShardedJsonl(directory, shard_size)
     total = -(-len(items) // shard_size)
-    identity = job.identity()
-    with store.claimed(identity):
+    with store.claimed(job.identity):
         for shard in store.pending(items):
             started = time.monotonic()
             repeated = write_shard(job, store, shard)
@@ -73,7 +74,7 @@ def generate(
             say(
                 f"  shard {shard.index + 1}/{total}: {len(shard.items) * job.decoding.n} responses, {taken:.1f} s{kept}"
             )
-        return store.finish("generate", identity, counts_of(store.read(), skipped), **notes)
+        return store.finish("generate", job.identity, counts_of(store.read(), skipped), **notes)
 
 
 def write_shard(job: Job, store: ShardedJsonl, shard: Shard[NamedPrompt]) -> int:
