@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from src.data.noise import Noise, NoNoise, RandomFlip
 from src.data.pairs import PreferencePair
-from src.data.preparation import pieces, shards
+from src.data.preparation import pieces, shards, work
 from src.data.preparation.work import Work
 from src.data.preparation.workers import Workers
 from src.data.prepare import PreparedData, PrepareOptions, prepare
@@ -211,6 +212,36 @@ def test_a_worker_that_dies_loses_nothing_finished(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shards, "make_shard", noting)
     made(tmp_path, 1, NoNoise())
     assert len(numbers) == len(PAIRS) // SIZE - finished
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_full_disk_loses_nothing_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(work: Work, piece: pieces.Piece, path: Path) -> None:
+        if path.stem == "000003":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        pieces.make_shard(work, piece, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "make_shard", full)
+        with pytest.raises(UserError, match=r"has no space left .* set cache_root to another disk"):
+            made(tmp_path, 1)
+    assert len(list((tmp_path / "prepared").glob(".*.shards/[0-9]*"))) == 3
+
+
+def test_noise_that_cannot_be_sent() -> None:
+    @dataclass(frozen=True)
+    class Local(NoNoise):
+        pass
+
+    with pytest.raises(UserError, match=r"cannot be sent to another process .* prepare_workers=1"):
+        Workers(2, Work(TEMPLATE, Local(), OPTIONS, "pairs"))
+
+
+def test_long_texts_make_small_batches() -> None:
+    records = [replace(one, chosen="x" * 100) for one in PAIRS[:10]]
+    assert [len(group) for group in work.groups(records, 4, 10_000)] == [4, 4, 2]
+    assert [len(group) for group in work.groups(records, 4, 200)] == [2] * 5
+    assert list(work.groups([], 4, 200)) == []
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -10,14 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from src.data.cache import sync
-from src.data.pairs import Demonstration
 from src.data.preparation.seen import SeenIds
-from src.data.preparation.work import Notes, Record, Work
+from src.data.preparation.work import Notes, Record, Work, characters_of, groups
 from src.data.sources.base import Skipped, Source, read_records
 
 RECORDS = 2048
 """Records of a piece."""
-CHARACTERS = 8_000_000
+CHARACTERS = 4_000_000
 """A piece that reaches so many characters ends sooner; bounds the memory of a worker where texts are long."""
 
 
@@ -43,28 +42,12 @@ def pieces_of(source: Source, kind: str) -> Iterator[Piece]:
 
 def _pieces(read: Callable[[], Iterator[Record]]) -> Iterator[Piece]:
     seen = SeenIds(lambda: _ids(read()))
-    records: list[Record] = []
-    characters = 0
-    for record in read():
-        records.append(record)
-        characters += _characters(record)
-        if len(records) == RECORDS or characters >= CHARACTERS:
-            yield Piece(records, characters, seen.add(list(_ids(iter(records)))))
-            records, characters = [], 0
-    if records:
-        yield Piece(records, characters, seen.add(list(_ids(iter(records)))))
+    for records in groups(read(), RECORDS, CHARACTERS):
+        yield Piece(records, sum(map(characters_of, records)), seen.add(list(_ids(iter(records)))))
 
 
 def _ids(records: Iterator[Record]) -> Iterator[str]:
     return (record.id for record in records if not isinstance(record, Skipped))
-
-
-def _characters(record: Record) -> int:
-    if isinstance(record, Skipped):
-        return 0
-    size = sum(len(message.content) for message in record.prompt)
-    responses = (record.response,) if isinstance(record, Demonstration) else (record.chosen, record.rejected)
-    return size + sum(map(len, responses))
 
 
 def make_shard(work: Work, piece: Piece, path: Path) -> None:

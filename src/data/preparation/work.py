@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ IN_TRAIN = "train"
 SHARD_SCHEMA = pa.schema([*SCHEMA, (IN_TRAIN, pa.bool_())])
 BATCH = 512
 """Records tokenised in one call."""
+BATCH_CHARACTERS = 1_000_000
+"""A batch that reaches so many characters ends sooner: a tokenizer takes some hundred bytes for each."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Work:
     def table(self, records: Sequence[Record], origin: str = "") -> pa.Table:
         """The rows that ``records`` give, in their order, with ``Notes`` in the table's metadata."""
         shard = _Shard(self, origin)
-        batches = [shard.rows(records[start : start + self.batch]) for start in range(0, len(records), self.batch)]
+        batches = [shard.rows(batch) for batch in groups(records, self.batch, BATCH_CHARACTERS)]
         return pa.Table.from_batches(batches, SHARD_SCHEMA).replace_schema_metadata(
             shard.finished_notes().into(SHARD_SCHEMA).metadata
         )
@@ -164,6 +166,27 @@ class _Shard:
             "flipped": pair.flipped if pair else False,
             IN_TRAIN: split == TRAIN,
         }
+
+
+def groups(records: Iterable[Record], most: int, characters: int) -> Iterator[list[Record]]:
+    """``records`` in lists of ``most``, or of fewer that together reach ``characters`` characters."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += characters_of(record)
+        if len(group) == most or size >= characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def characters_of(record: Record) -> int:
+    """Characters of a record's prompt and responses."""
+    if isinstance(record, Skipped):
+        return 0
+    return sum(len(message.content) for message in record.prompt) + sum(map(len, _texts(record)))
 
 
 def _texts(record: PreferencePair | Demonstration) -> list[str]:

@@ -32,7 +32,12 @@ class Workers:
     """``count`` processes that make shards by ``work``; each is started when there is something for it to do."""
 
     def __init__(self, count: int, work: Work) -> None:
-        self._work = pickle.dumps(work)
+        try:
+            self._work = pickle.dumps(work)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise PreparationStopped(
+                f"template or noise cannot be sent to another process ({error}); set prepare_workers=1"
+            ) from error
         self._threads = ThreadPoolExecutor(count, "preparation")
         self._own = threading.local()
         self._processes: list[subprocess.Popen[bytes]] = []
