@@ -106,7 +106,7 @@ def measured(
 
 def plain(engine: LocalEngine, objective: Objective, window: Sequence[PairBatch]) -> None:
     """One forward and backward of the window's mean margin."""
-    margin_gradient(engine, objective, window)
+    margin_gradient(engine, objective, window, torch.ones_like)
     engine.discard_gradients()
 
 

@@ -17,9 +17,9 @@ from src.catalogue.routes import ROUTES, Config, route_name, settings
 from src.catalogue.rows import objective_of
 from src.data.collate import PairBatch, collate
 from src.data.pairset import TokenizedPair
-from src.engine.perturb import displaced, gradient_norm, scope_parameters
+from src.engine.perturb import displaced, gradient_norm, scope_parameters, slopes_along_gradient
 from src.errors import UserError
-from src.model.logps import log_prob_slopes, pair_log_probs
+from src.model.logps import pair_log_probs
 from src.objective.objective import Objective
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
@@ -76,19 +76,21 @@ class BigramEngine:
     def backward(self, loss: Tensor) -> None:
         cast(Any, loss).backward()
 
-    def gradient_norm(self, scope: PerturbedScope = "full") -> Tensor:
-        return gradient_norm(list(scope_parameters(self.model, scope).values()))
+    def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
+        return gradient_norm(list(scope_parameters(self.model, scope).values()), adaptive=adaptive)
 
     @contextmanager
-    def perturbed(self, scale: Tensor, scope: PerturbedScope) -> Iterator[Tensor]:
-        with displaced(list(scope_parameters(self.model, scope).values()), scale, None) as applied:
+    def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
+        moved = list(scope_parameters(self.model, scope).values())
+        with displaced(moved, scale, None, adaptive=adaptive) as applied:
             self.discard_gradients()
             yield applied
 
     def slopes(
-        self, batch: PairBatch, scope: PerturbedScope, *, per_token: bool = False
+        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
-        return log_prob_slopes(self.model, batch, scope_parameters(self.model, scope), per_token=per_token)
+        parameters = scope_parameters(self.model, scope)
+        return slopes_along_gradient(self.model, batch, parameters, adaptive=adaptive, per_token=per_token)
 
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         """Keep the gradient as the file lays it out: E row by row, then U row by row."""

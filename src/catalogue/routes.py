@@ -225,6 +225,7 @@ ROUTES: Mapping[str, Route] = {
             "groups": anchor_groups,
             "gamma": margin_in_mode,
             "gamma_mode": meaning(ratio={}, abs={}),
+            "fidelity": meaning(paper={}, released={METHOD: "gapo_released"}),
         }
         | dict.fromkeys(DIRECTION_KEYS, meaning(**DIRECTIONS)),
     ),

@@ -40,6 +40,10 @@ def settled(noise: Noise, pairs: Iterable[PreferencePair]) -> tuple[Noise, dict[
     return noise.surveyed(pairs) if isinstance(noise, Surveying) else (noise, {})
 
 
+Favours = Literal["shorter", "longer"]
+"""Which response a flip by length makes the chosen one."""
+
+
 @dataclass(frozen=True)
 class NoNoise:
     """Labels as they are."""
@@ -90,7 +94,9 @@ class LengthFlip:
     pair is drawn more often, as many times as all pairs outnumber the eligible; refused when there are too few.
     ``pick="longest"`` draws nothing: the pairs whose chosen response exceeds the rejected one by most are flipped
     first, until the rate is met to the nearest pair (ties by the draw). It is the strongest form of the bias.
-    Lengths in tokens would make the flipped pairs depend on tokenizer and truncation, so they are not offered.
+    ``favours="longer"`` turns it round: the authors' script, whose comment says the opposite, flips pairs whose chosen
+    response is the *shorter* one. Lengths in tokens would make the flipped pairs depend on tokenizer and truncation, so
+    they are not offered.
 
     Flips at a lower rate are among those at a higher one, in every reading.
     Raises ``UserError`` for a rate outside 0 to 1, and when prepared for pairs of which none is eligible.
@@ -100,6 +106,7 @@ class LengthFlip:
     seed: int = 0
     over: Literal["eligible", "all"] = "eligible"
     pick: Literal["drawn", "longest"] = "drawn"
+    favours: Favours = "shorter"
 
     def __post_init__(self) -> None:
         require_rate(self.rate)
@@ -112,38 +119,41 @@ class LengthFlip:
         seen, places = 0, []
         for pair in pairs:
             seen += 1
-            if (found := excess(pair)) > 0:
+            if (found := excess(pair, self.favours)) > 0:
                 places.append((found, -draw(self.seed, pair)))
         self._refuse_too_few(seen, len(places))
         share = self.rate if self.over == "eligible" else self.rate * seen / max(len(places), 1)
         findings = {"pairs": seen, "eligible": len(places)}
         if self.pick == "longest":
             count = math.floor(share * len(places) + 0.5)
-            return FlipFrom(sorted(places, reverse=True)[count - 1] if count else None, self.seed), findings
-        return LengthFlip(min(1.0, share), self.seed), findings
+            last = sorted(places, reverse=True)[count - 1] if count else None
+            return FlipFrom(last, self.seed, self.favours), findings
+        return LengthFlip(min(1.0, share), self.seed, favours=self.favours), findings
 
     def _refuse_too_few(self, seen: int, eligible: int) -> None:
         if self.rate and seen and not eligible:
             raise UserError(
-                f"noise=length_flip flips pairs whose chosen response is the longer one, but none of the {seen} "
-                "training pairs is such; use noise=random_flip, or noise=none"
+                f"noise=length_flip with favours={self.favours} flips pairs whose rejected response is the "
+                f"{self.favours} one, but none of the {seen} training pairs is such; "
+                "use noise=random_flip, or noise=none"
             )
         if self.over == "all" and self.rate * seen > eligible:
             most = math.floor(1e4 * eligible / seen) / 1e4
             raise UserError(
                 f"noise.rate={self.rate:g} of all {seen} training pairs cannot be flipped: only {eligible} have the "
-                f"longer response chosen; give noise.rate={most:g} or less, or noise.over=eligible"
+                f"{self.favours} response rejected; give noise.rate={most:g} or less, or noise.over=eligible"
             )
 
     def apply(self, pair: PreferencePair) -> PreferencePair:
         """The pair, flipped if it is eligible and its id is drawn; needs ``surveyed`` first for the other readings."""
         assert (self.over, self.pick) == ("eligible", "drawn"), "surveyed() makes the rule out"
-        return flip(pair) if excess(pair) > 0 and draw(self.seed, pair) < self.rate else pair
+        return flip(pair) if excess(pair, self.favours) > 0 and draw(self.seed, pair) < self.rate else pair
 
     def describe(self) -> dict[str, Any]:
         """Kind, rate, seed and reading."""
         settings = {"rate": float(self.rate), "seed": self.seed, "over": self.over, "pick": self.pick}
-        return {"kind": "length_flip", **settings, "unit": "characters"}
+        turned = {} if self.favours == "shorter" else {"favours": self.favours}
+        return {"kind": "length_flip", **settings, "unit": "characters", **turned}
 
 
 @dataclass(frozen=True)
@@ -152,10 +162,12 @@ class FlipFrom:
 
     last: tuple[int, float] | None
     seed: int
+    favours: Favours = "shorter"
 
     def apply(self, pair: PreferencePair) -> PreferencePair:
         """The pair, flipped if it lies far enough up."""
-        return flip(pair) if self.last is not None and (excess(pair), -draw(self.seed, pair)) >= self.last else pair
+        place = (excess(pair, self.favours), -draw(self.seed, pair))
+        return flip(pair) if self.last is not None and place >= self.last else pair
 
     def describe(self) -> dict[str, Any]:
         """Kind and place of the last pair."""
@@ -224,9 +236,10 @@ def draw(seed: int, pair: PreferencePair) -> float:
     return uniform(seed, "flip:" + pair.id)
 
 
-def excess(pair: PreferencePair) -> int:
-    """By how many characters the chosen response is longer than the rejected one."""
-    return len(pair.chosen) - len(pair.rejected)
+def excess(pair: PreferencePair, favours: Favours) -> int:
+    """By how many characters the chosen response is longer than the rejected one, or shorter for ``longer``."""
+    longer = len(pair.chosen) - len(pair.rejected)
+    return longer if favours == "shorter" else -longer
 
 
 def normal(seed: int, key: str) -> float:

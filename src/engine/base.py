@@ -39,12 +39,16 @@ class Engine(Protocol):
         """Add this forward's share of the window's gradient."""
         ...
 
-    def gradient_norm(self, scope: PerturbedScope = "full") -> Tensor:
-        """Global L2 norm of the accumulated gradient over ``scope`` (scalar, on the device)."""
+    def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
+        """Global L2 norm of the accumulated gradient g over ``scope``, or of θ∘g when ``adaptive`` (scalar)."""
         ...
 
-    def perturbed(self, scale: Tensor, scope: PerturbedScope) -> AbstractContextManager[Tensor]:
-        """Within the block the weights stand at θ + scale·gradient over ``scope``; after it at θ, bit for bit.
+    def perturbed(
+        self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False
+    ) -> AbstractContextManager[Tensor]:
+        """Within the block the weights stand at θ + scale·g over ``scope``; after it at θ, bit for bit.
+
+        g is the accumulated gradient, or θ² times it when ``adaptive``.
 
         The accumulated gradient is forgotten on entering; one taken within the block stays. Yields the applied
         fraction: how much of the displacement the engine's compute precision sees, 1 when nothing is rounded away.
@@ -52,9 +56,9 @@ class Engine(Protocol):
         ...
 
     def slopes(
-        self, batch: PairBatch, scope: PerturbedScope, *, per_token: bool = False
+        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
-        """Log-probs and their derivatives along the accumulated gradient over ``scope``, by forward mode."""
+        """Log-probs and their derivatives along g over ``scope`` (see ``perturbed``), by forward mode."""
         ...
 
     def perturbation_note(self, scope: PerturbedScope) -> str:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from src.data.collate import PairBatch
 from src.engine.optimizer import optimizer_and_schedule
-from src.engine.perturb import displaced, gradient_norm, scope_note, scope_parameters
+from src.engine.perturb import displaced, gradient_norm, scope_note, scope_parameters, slopes_along_gradient
 from src.errors import UserError
 from src.model.adapter import load_adapter_weights, save_weights, settings_of
-from src.model.logps import log_prob_slopes, pair_log_probs
+from src.model.logps import pair_log_probs
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 from src.schema import TrainingConfig
@@ -66,26 +66,26 @@ class LocalEngine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def gradient_norm(self, scope: PerturbedScope = "full") -> Tensor:
-        return gradient_norm(list(self.scope(scope).values()))
+    def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
+        return gradient_norm(list(self.scope(scope).values()), adaptive=adaptive)
 
     def scope(self, scope: PerturbedScope) -> dict[str, torch.nn.Parameter]:
         """Trained parameters by name."""
         return scope_parameters(self.accelerator.unwrap_model(self.model), scope)
 
     @contextmanager
-    def perturbed(self, scale: Tensor, scope: PerturbedScope) -> Iterator[Tensor]:
+    def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
         compute = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        with displaced(list(self.scope(scope).values()), scale, compute) as applied:
+        with displaced(list(self.scope(scope).values()), scale, compute, adaptive=adaptive) as applied:
             self.discard_gradients()
             yield applied
 
     def slopes(
-        self, batch: PairBatch, scope: PerturbedScope, *, per_token: bool = False
+        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
         model = self.accelerator.unwrap_model(self.model)
         with self.accelerator.autocast():
-            return log_prob_slopes(model, batch, self.scope(scope), per_token=per_token)
+            return slopes_along_gradient(model, batch, self.scope(scope), adaptive=adaptive, per_token=per_token)
 
     def perturbation_note(self, scope: PerturbedScope) -> str:
         return scope_note(self.accelerator.unwrap_model(self.model), scope)

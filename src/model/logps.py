@@ -84,15 +84,19 @@ class Kernel(torch.nn.Module):
 
 
 def log_prob_slopes(
-    model: PreTrainedModel, batch: PairBatch, parameters: Mapping[str, torch.nn.Parameter], *, per_token: bool = False
+    model: PreTrainedModel,
+    batch: PairBatch,
+    parameters: Mapping[str, torch.nn.Parameter],
+    directions: Mapping[str, Tensor],
+    *,
+    per_token: bool = False,
 ) -> tuple[PairLogProbs, PairLogProbs]:
-    """Log-probs, and their derivatives where each of ``parameters`` (by name in the model) moves along its ``grad``.
+    """Log-probs, and their derivatives where each of ``parameters`` (by name in the model) moves along its direction.
 
     Forward-mode differentiation: one pass whatever the number of pairs, exact to first order, no weight is touched.
     """
-    moving = {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
-    values = {f"model.{name}": parameter.detach() for name, parameter in moving.items()}
-    directions = {f"model.{name}": parameter.grad for name, parameter in moving.items()}
+    values = {f"model.{name}": parameters[name].detach() for name in directions}
+    tangents = {f"model.{name}": direction for name, direction in directions.items()}
     kernel, training = Kernel(model), model.training
 
     def run(values: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -104,7 +108,7 @@ def log_prob_slopes(
     model.train(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            found, slopes = jvp(run, (values,), (directions,))  # type: ignore[misc]
+            found, slopes = jvp(run, (values,), (tangents,))  # type: ignore[misc]
     finally:
         model.train(training)
     return as_pairs(found), as_pairs(slopes)

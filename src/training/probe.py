@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -81,8 +81,8 @@ def gaps_of_group(
 
     Both margins come from the same forward of the same pairs, so that rounding does not enter the gap.
     """
-    before = margin_gradient(engine, objective, group)
-    norm = engine.gradient_norm(anchor.scope)
+    before = margin_gradient(engine, objective, group, anchor.pulls)
+    norm = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
     if not bool(torch.isfinite(norm) & (norm >= SMALLEST_NORM)):
         engine.discard_gradients()
         return torch.zeros_like(before), norm.to(before.dtype), before.new_zeros(())
@@ -90,18 +90,20 @@ def gaps_of_group(
         slopes = [margin_slopes(engine, objective, batch, anchor) for batch in group]
         engine.discard_gradients()
         return torch.cat(slopes) * (anchor.rho / norm), norm.to(before.dtype), before.new_ones(())
-    with torch.no_grad(), engine.perturbed(-anchor.rho / norm, anchor.scope) as applied:
+    with torch.no_grad(), engine.perturbed(-anchor.rho / norm, anchor.scope, adaptive=anchor.adaptive) as applied:
         refuse_vanished(applied)
         after = torch.cat([margins(engine, objective, batch) for batch in group])
     return before - after, norm.to(before.dtype), applied
 
 
-def margin_gradient(engine: Engine, objective: Objective, group: Sequence[PairBatch]) -> Tensor:
-    """Reward margins [n] of the group, whose mean's gradient is left in the engine."""
+def margin_gradient(
+    engine: Engine, objective: Objective, group: Sequence[PairBatch], pulls: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Reward margins [n] of the group; the gradient of their mean, weighted by ``pulls``, is left in the engine."""
     count, found = sum(map(len, group)), []
     for batch in group:
         margin = margins(engine, objective, batch)
-        engine.backward(margin.sum() / count)
+        engine.backward((pulls(margin) * margin).sum() / count)
         found.append(margin.detach())
     return torch.cat(found)
 
@@ -114,7 +116,8 @@ def margins(engine: Engine, objective: Objective, batch: PairBatch) -> Tensor:
 
 def margin_slopes(engine: Engine, objective: Objective, batch: PairBatch, anchor: AnchorProbe) -> Tensor:
     """⟨∇m_i, gradient in the engine⟩ of every pair, [n]."""
-    policy, slopes = engine.slopes(batch, anchor.scope, per_token=objective.needs.per_token)
+    per_token = objective.needs.per_token
+    policy, slopes = engine.slopes(batch, anchor.scope, adaptive=anchor.adaptive, per_token=per_token)
     return objective.margin_slopes(policy, slopes, batch.reference if objective.needs.reference else None)
 
 
@@ -122,7 +125,7 @@ def with_norms(engine: Engine, objective: Objective, window: Window, perturbatio
     """Norm of the gradient of every pair's reward margin, one backward each."""
     norms = []
     for group in grouped(window, 1):
-        margin_gradient(engine, objective, group)
+        margin_gradient(engine, objective, group, torch.ones_like)
         norms.append(engine.gradient_norm(perturbation.scope))
         engine.discard_gradients()
     found = torch.stack(norms)

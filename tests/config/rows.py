@@ -89,6 +89,7 @@ UNPRINTED = {
     *(f"sft__{model}" for model in (LLAMA3_BASE, MISTRAL_BASE, "pythia_2_8b")),
     "simpo__pythia_2_8b",
     "gapo_instance__mistral_7b_instruct",
+    "gapo_released__mistral_7b_instruct",
     *(
         f"gappo_{variant}__{model}"
         for variant in ("normalized", "quadratic", "exponential", "hard_filter")

@@ -62,6 +62,8 @@ def within(scope: str, direction: Numbers) -> Numbers:
     kept = direction.copy()
     if scope == "lm_head":
         kept[..., :EMBEDDING] = 0
+    if scope == "backbone":
+        kept[..., EMBEDDING:] = 0
     return kept
 
 
@@ -88,6 +90,21 @@ def gapo(c: Constants) -> dict[str, Any]:
         "weight": sigma(absolute - gap).tolist(),
         "first_order_gap_batch": first_order.tolist(),
     }
+
+
+def gapo_released(c: Constants) -> dict[str, Any]:
+    """Gap_i = m_i(theta) - m_i(theta + rho theta^2 g / |theta g|), g the gradient of SimPO's loss on the group."""
+    at_anchor, absolute = np.zeros(len(PAIRS)), c["beta"] * c["gamma_ratio"]
+    for group in c["groups"]:
+        chosen = np.array(group)
+        slope = within(
+            c["scope"], gradient(lambda theta, of=chosen: np.mean(ell(margins(theta, c)[of] - absolute)), THETA)
+        )
+        there = THETA + c["rho"] * THETA**2 * slope / np.linalg.norm(THETA * slope)
+        at_anchor[group] = margins(there, c)[group]
+    gap = margins(THETA, c) - at_anchor
+    found = values(lambda theta: np.mean(ell(margins(theta, c) - at_anchor - absolute)))
+    return found | {"margin": margins(THETA, c).tolist(), "anchor_gap": gap.tolist()}
 
 
 def gradnorm_reweight(c: Constants) -> dict[str, Any]:
@@ -126,6 +143,12 @@ def toy() -> dict[str, Any]:
         ("gapo_shorter_last_group", gapo, anchored | {"groups": [[0, 1, 2, 3], [4, 5]]}),
         ("gapo_instance", gapo, anchored | {"groups": each}),
         ("gapo_large_radius", gapo, anchored | {"beta": 10.0, "rho": 0.5}),
+        ("gapo_released", gapo_released, anchored | {"fidelity": "released", "scope": "backbone"}),
+        (
+            "gapo_released_groups",
+            gapo_released,
+            anchored | {"fidelity": "released", "scope": "backbone", "groups": [[0, 1, 2], [3, 4, 5]]},
+        ),
         ("gradnorm_reweight_meannorm", gradnorm_reweight, plain | {"norm": "batch_mean"}),
         ("gradnorm_reweight_rho", gradnorm_reweight, plain | {"norm": "rho", "rho": 0.05}),
         ("simpo_plain_toy", lambda c: values(lambda theta: simpo(theta, c)), plain),

@@ -39,6 +39,7 @@ CONSTANTS = {
     # directions belong to pairs in order, however the window is cut: here to 3, 3 and 2 of them
     "gapo": ("anchor_pairs=3",),
     "gapo_lm_head": ("anchor_pairs=3",),
+    "gapo_released": ("anchor_pairs=3",),
     # margins that follow the batch by more than rounding
     "gamma_dpo": ("tau=1",),
     "gamma_simpo": ("tau=1",),

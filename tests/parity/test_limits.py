@@ -112,7 +112,7 @@ def test_limit(limit: Limit) -> None:
         )
 
 
-@pytest.mark.parametrize("method", ["gapo", "gapo_instance", "gapo_lm_head"])
+@pytest.mark.parametrize("method", ["gapo", "gapo_instance", "gapo_lm_head", "gapo_released"])
 def test_gapo_without_a_perturbation_weighs_every_pair_alike(method: str) -> None:
     """ρ → 0: no margin falls, so every pair has the weight σ(γ) (GAPO Eq. 8 with a gap of 0)."""
     objective = composed(method, "beta=2.5", "gamma_beta_ratio=0.4")
@@ -126,7 +126,7 @@ def test_gapo_without_a_perturbation_weighs_every_pair_alike(method: str) -> Non
     torch.testing.assert_close(gradient["chosen"], -2.5 * expected / tokens / 8)
 
 
-@pytest.mark.parametrize("method", ["gapo", "gapo_instance", "gapo_lm_head"])
+@pytest.mark.parametrize("method", ["gapo", "gapo_instance", "gapo_lm_head", "gapo_released"])
 def test_a_vanishing_radius_weighs_every_pair_alike(method: str) -> None:
     """The same through a model and a step: ρ → 0 leaves gaps of 0."""
     step = once(composed(method, "gamma_beta_ratio=0.4", "rho=1e-8"), {}, window_of([8]))
@@ -161,6 +161,7 @@ MOVED_BY_LOG_PROBS = {
     "gapo",
     "gapo_instance",
     "gapo_lm_head",
+    "gapo_released",
     "kto_swapped",
 }
 """Methods whose temperatures, targets or weights are functions of the policy's log-probs of these pairs."""

@@ -40,6 +40,7 @@ OTHERS = {
     "gapo": ("method.anchor_pairs=4", *GAPO),
     "gapo_lm_head": ("method.anchor_pairs=4", *GAPO),
     "gapo_instance": (*FEWER, *GAPO),
+    "gapo_released": GAPO,
     "gradnorm_reweight": FEWER,
 }
 """What does not fit the common settings (published ``anchor_pairs`` exceed a batch of 8)."""

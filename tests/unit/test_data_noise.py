@@ -45,14 +45,16 @@ def flipped(noise: Noise, pairs: Sequence[PreferencePair] = PAIRS) -> set[str]:
 
 def test_the_pairs_of_this_file_are_of_every_kind() -> None:
     assert 800 < len(ELIGIBLE) < 1400
-    assert any(excess(found) == 0 for found in PAIRS)
+    assert any(excess(found, "shorter") == 0 for found in PAIRS)
 
 
 def test_the_rule_is_the_drawn_share_of_random_flip_labelled_by_length() -> None:
     for rate in (0.0, 0.1, 0.4, 1.0):
         assert flipped(LengthFlip(rate, seed=3)) == flipped(RandomFlip(rate, seed=3)) & ELIGIBLE
     ready, findings = settled(LengthFlip(1.0), PAIRS)
-    assert all(excess(ready.apply(found)) <= 0 for found in PAIRS), "the shorter response is chosen everywhere"
+    assert all(excess(ready.apply(found), "shorter") <= 0 for found in PAIRS), (
+        "the shorter response is chosen everywhere"
+    )
     assert findings == {"pairs": COUNT, "eligible": len(ELIGIBLE)}
 
 
@@ -72,11 +74,21 @@ def test_rates_are_met_nested_and_order_does_not_matter(reading: dict[str, Any])
 
 def test_the_longest_are_flipped_first() -> None:
     chosen = flipped(LengthFlip(0.3, pick="longest"))
-    by_id = {found.id: excess(found) for found in PAIRS}
+    by_id = {found.id: excess(found, "shorter") for found in PAIRS}
     assert min(by_id[one] for one in chosen) >= max(by_id[one] for one in ELIGIBLE - chosen)
     assert flipped(LengthFlip(1.0, pick="longest")) == ELIGIBLE
     three = [pair(number, chosen="long" * (2 + number), rejected="no") for number in range(3)]
     assert flipped(LengthFlip(0.5, pick="longest"), three) == {"p1", "p2"}, "one and a half are two"
+
+
+@pytest.mark.parametrize("reading", [{}, {"over": "all"}, {"pick": "longest"}])
+def test_the_other_way_round_the_longer_response_is_chosen(reading: dict[str, Any]) -> None:
+    shorter_chosen = {found.id for found in PAIRS if excess(found, "longer") > 0}
+    turned = flipped(LengthFlip(0.2, favours="longer", **reading))
+    assert set() < turned < shorter_chosen
+    assert not turned & ELIGIBLE
+    assert flipped(LengthFlip(1.0, favours="longer")) == shorter_chosen
+    assert LengthFlip(0.2, favours="longer").describe() != LengthFlip(0.2).describe()
 
 
 def test_a_flip_by_length_takes_scores_and_writers_along() -> None:

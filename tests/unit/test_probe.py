@@ -187,6 +187,33 @@ def test_update_is_the_weighted_margin_gradient() -> None:
     assert torch.allclose(output.pair_metrics["anchor/applied"], torch.ones(6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("probe", ["perturb", "first_order"])
+def test_released_direction_is_that_of_simpo_s_loss_scaled_by_squared_weights(probe: Any) -> None:
+    """The authors' code: θ + ρ·θ²∘g/‖θ∘g‖ over all but the output layer, g the gradient of SimPO's loss."""
+    model, rho = tiny(), 1e-3
+    moving = [p for p in model.parameters() if p is not model.lm_head.weight]
+    before = margins(model, window())
+    ascent = torch.autograd.grad(torch.nn.functional.softplus(BETA * 0.5 - before).mean(), moving, retain_graph=True)
+    norm = math.sqrt(sum(float((p.detach() * g).square().sum()) for p, g in zip(moving, ascent, strict=True)))
+    moves = [rho * p.detach() ** 2 * g / norm for p, g in zip(moving, ascent, strict=True)]
+    if probe == "first_order":
+        own = [torch.autograd.grad(margin, moving, retain_graph=True) for margin in before]
+        wanted = -torch.stack([sum((g * move).sum() for g, move in zip(gs, moves, strict=True)) for gs in own])  # type: ignore[misc]
+    else:
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter, move in zip(
+                [p for p in moved.parameters() if p is not moved.lm_head.weight], moves, strict=True
+            ):
+                parameter += move
+            wanted = before - margins(moved, window())
+    anchor = AnchorProbe(rho, "window", "backbone", probe, "released", BETA, 0.5)
+    found = probe_parameters(engine(model), objective(perturbation=anchor), window((2, 4)))
+    assert found is not None
+    assert found.anchor_gaps is not None
+    assert torch.allclose(found.anchor_gaps, wanted.detach(), rtol=1e-5, atol=1e-9)
+
+
 def test_parameters_are_restored_bit_for_bit() -> None:
     model = tiny().float()
     before, one = copy.deepcopy(model.state_dict()), engine(model)
