@@ -19,6 +19,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python -m src.")
 ]
+SMALL = (*SMALL_MODEL, "dataset.source.prompts=120", "dataset.source.demonstration_prompts=120")
 SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "training.global_batch_size=32")
 
 
@@ -78,12 +79,11 @@ def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if "model.init=pretrained" in arguments:  # on the few pairs that a model so small gets
         small = ["dataset.validation_fraction=0.3", "dataset.max_length=128", "dataset.max_prompt_length=64"]
     elif module == "src.train" and "model=llama3_8b_base" not in arguments:
-        small = list(SMALL_MODEL)
+        small = list(SMALL_MODEL if any(argument.startswith("dataset=") for argument in arguments) else SMALL)
     place = overrides_for(module, folder)
     if module == "src.data.gaps":
         place = [] if any("checkpoint=" in argument for argument in arguments) else [f"cache_root={folder / 'cache'}"]
     if "-m" in arguments:
-        small.append("dataset.source.prompts=100")
         place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]
     flags = [argument for argument in arguments if argument in ("-m", "--cfg", "job")]
     return run(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
@@ -93,7 +93,7 @@ def a_run(folder: Path) -> Path:
     """A run on the toy world."""
     made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
     if not made:
-        assert run("src.train", "method=simpo", *SMALL_MODEL, *overrides_for("src.train", folder)).returncode == 0
+        assert run("src.train", "method=simpo", *SMALL, *overrides_for("src.train", folder)).returncode == 0
         made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
     return made[0]
 
