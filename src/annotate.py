@@ -56,7 +56,7 @@ def paths_of(generations: object) -> list[str]:
 
 def directory_of(config: AnnotateConfig, corpus: Corpus, scorer: Scorer) -> Path:
     """``output``, or a name made of the scorer, the first input and a hash of what the scores depend on."""
-    from src.data.sources.chain import json_hash
+    from src.data.cache import json_hash
 
     if config.output is not None:
         return Path(config.output)

@@ -1,12 +1,18 @@
-"""Content-addressed folders: built once, aside, then renamed, so a folder that is there is complete."""
+"""Content-addressed folders: built once, aside, then renamed, so a folder that is there is complete.
+
+And what such files need: a hash of plain data for their names, and the wait until they are on the disk.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -38,8 +44,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
         try:
             build(aside)
             aside.chmod(0o777 & ~current_umask())
-            for path in (*aside.rglob("*"), aside):
-                sync(path)
+            sync_tree(aside)
             aside.rename(folder)
             sync(folder.parent)
         except BaseException:
@@ -55,6 +60,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """The same for every file below ``folder``, and the folders."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def json_hash(value: Any) -> str:
+    """Hex SHA-256 of plain data, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def current_umask() -> int:

@@ -9,7 +9,6 @@ finished of it: a preparation that was killed goes on from there.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from src.data.cache import build_once
+from src.data.cache import build_once, json_hash
 from src.data.noise import Noise, NoNoise, settled
 from src.data.pairset import PairSet, TokenizedPair
 from src.data.preparation.measure import Measures
@@ -90,7 +89,7 @@ def prepare(
         "noise": noise.describe(),
         "options": asdict(options if kind == "pairs" else replace(options, min_score_gap=0.0)),
     }
-    key = _json_hash(identity | {"layout": LAYOUT})[:16]
+    key = json_hash(identity | {"layout": LAYOUT})[:16]
     folder = Path(cache_root) / "prepared" / key
     finished = folder.with_name(f".{key}.shards")
 
@@ -103,7 +102,7 @@ def prepare(
                     measures.add(table)
                     show(table)
             manifest = identity | measures.finished(findings)
-            manifest["hash"] = _json_hash(manifest)
+            manifest["hash"] = json_hash(manifest)
             manifest |= measures.further()
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -160,7 +159,3 @@ def _progress(shards: Shards) -> Iterator[Callable[[pa.Table], None]]:
             progress.update(task, completed=pairs, rate=pairs / max(state.elapsed or 0.0, 1e-3), found=found)
 
         yield show
-
-
-def _json_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,6 @@ A response's ids are told from its prompt's by position, never by id; they end w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+from src.data.cache import json_hash
 from src.data.marks import Marks
 from src.data.pairs import Message, Prompt
 from src.data.text_template import (
@@ -101,7 +101,7 @@ class ChatTemplate:
             "span": self.text.response_span,
             "tokenizer": tokenizer_hash(self.tokenizer),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return json_hash(parts)
 
     def render_text(self, prompt: Prompt, response: str) -> tuple[str, str]:
         """(prompt text, response text with its stop token), for showing; ``encode`` is what is trained on."""
@@ -227,7 +227,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         content.pop("padding", None)
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_hash(content)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from src.data.cache import build_once
+from src.data.cache import build_once, json_hash
 from src.data.hub import from_hub
 from src.data.pairs import Demonstration, PreferencePair
 from src.data.splits import TRAIN, split_of_record
@@ -46,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, cache_dir: str | Path
     if not any(corpus):
         raise UserError("there is no text to train a tokenizer on; check dataset.source")
     key = {"texts": _texts_hash(corpus), "size": vocab_size, "version": [VERSION, tokenizers.__version__]}
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = json_hash(key)[:16]
     folder = Path(cache_dir) / "tokenizers" / name
 
     def build(aside: Path) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from src.data.sources.chain import json_hash
+from src.data.cache import json_hash
 from src.errors import UserError
 from src.generation.base import Decoding, Generator, Request, Response, requests_of
 from src.generation.prompts import NamedPrompt, prompts_hash

@@ -34,6 +34,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
+from src.data.cache import sync
 from src.data.sources.chain import sealed
 from src.data.sources.files import read_json_lines
 from src.environment import environment
@@ -280,11 +281,7 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> Record:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from src.data.cache import sync, sync_tree
 from src.engine.base import Engine
 from src.errors import UserError
 from src.objective.objective import ObjectiveState
@@ -149,18 +150,3 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """trainer.pt of a whole checkpoint, read without executing anything in it."""
     state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     return state
-
-
-def sync(path: Path) -> None:
-    """Force a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(directory: Path) -> None:
-    """Force every file below ``directory``, and the directories, to disk."""
-    for path in (*directory.rglob("*"), directory):
-        sync(path)

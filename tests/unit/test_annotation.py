@@ -14,9 +14,9 @@ from src.annotation.annotate import annotate
 from src.annotation.base import Batch, Candidates, Scorer
 from src.annotation.given import Oracle, Recorded
 from src.annotation.inputs import Corpus, read_corpus
+from src.data.cache import json_hash
 from src.data.pairs import PreferencePair
 from src.data.sources import LocalPairs, ScoredResponsesFile
-from src.data.sources.chain import json_hash
 from src.data.toy.scorer import score_response
 from src.data.toy.source import ToySource
 from src.errors import UserError

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from src.data.sources.chain import check_sealed, json_hash
+from src.data.cache import json_hash
+from src.data.sources.chain import check_sealed
 from src.errors import UserError
 from src.generation.shards import (
     ShardedJsonl,

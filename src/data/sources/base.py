@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from src.data.cache import json_hash
 from src.data.pairs import Demonstration, PreferencePair, prompt_hash
 
 
@@ -71,7 +71,7 @@ class PairSource(ABC):
             "content": self.content(),
             "options": self.options(),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return json_hash(parts)
 
 
 def chosen_demonstrations(pairs: Iterable[PreferencePair]) -> Iterator[Demonstration]:

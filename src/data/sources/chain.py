@@ -7,23 +7,18 @@ beside it, as ``<file>.manifest.json``, and is compared with it whenever it is r
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.data.cache import json_hash
 from src.data.sources.files import content_hash
 from src.errors import UserError
 
 HASHED = ("stage", "identity", "counts", "content", "chain")
 MANIFEST = "manifest.json"
 REMEDY = "restore the files, or make them again"
-
-
-def json_hash(value: Any) -> str:
-    """Hex SHA-256 of plain data, whatever the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(
