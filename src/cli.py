@@ -120,7 +120,10 @@ def help_text(config_name: str) -> str:
     groups = [
         entry.removeprefix("optional ") for entry in entries if not entry.startswith(("override ", "optional local"))
     ]
+    shared = [CONF / f"{entry}.yaml" for entry in loaded.defaults if str(entry).startswith("evaluation/")]
+    texts = [file.read_text(encoding="utf-8").split("\nhydra:", 1)[0] for file in shared]
     keys = path.read_text(encoding="utf-8").split("\nhydra:", 1)[0].split("\n\n", 1)[1]
+    keys = "\n".join([keys.rstrip(), *(text.split("\n", 2)[2].rstrip() for text in texts)])
     listing = "".join(f"{group}: {summary_of(group.split('@')[0])}\n" for group in groups)
     return string.Template(loaded.hydra.help.template).substitute(APP_CONFIG_GROUPS=listing, CONFIG=keys.rstrip())
 

@@ -13,6 +13,14 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from src.benchmark_schema import (
+    AlpacaEvalConfig,
+    ArenaHardConfig,
+    ListwiseConfig,
+    LmHarnessConfig,
+    MTBenchConfig,
+    RMBenchConfig,
+)
 from src.errors import Problems
 from src.schema import (
     AdapterConfig,
@@ -45,6 +53,12 @@ SCHEMAS: dict[str, type] = {
     "annotate": AnnotateConfig,
     "generate": GenerateConfig,
     "gaps": GapsConfig,
+    "alpaca_eval": AlpacaEvalConfig,
+    "arena_hard": ArenaHardConfig,
+    "mt_bench": MTBenchConfig,
+    "lm_harness": LmHarnessConfig,
+    "rm_bench": RMBenchConfig,
+    "listwise": ListwiseConfig,
 }
 
 

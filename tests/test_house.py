@@ -23,7 +23,7 @@ ROOMS = {
     "model": ("data", "objective"),
     "engine": ("model", "data", "objective"),
     "training": ("engine", "model", "data", "objective"),
-    "evaluation": ("engine", "model", "data", "objective"),
+    "evaluation": ("generation", "engine", "model", "data", "objective"),
     "catalogue": ("training", "evaluation", "engine", "model", "data", "objective"),
     "generation": ("model", "data", "objective"),
     "annotation": ("generation", "model", "data", "objective"),
@@ -33,7 +33,7 @@ ROOMS = {
 """Which other rooms a room of src/ may import. Files of src/ itself serve every room but objective, which takes errors
 alone; entry points may import everything but each other."""
 
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "wandb")
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "wandb", "pandas", "alpaca_eval", "lm_eval")
 """Packages that take seconds to import."""
 
 LIGHT = (

@@ -1,0 +1,114 @@
+"""The types of every configuration key of the benchmarks' entry points (src/evaluation)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from src.schema import DatasetConfig, DebugConfig, number, one_of
+
+
+@dataclass
+class DecodingConfig:
+    """How answers are drawn; null = what the paper of this model and benchmark took (conf/decoding)."""
+
+    temperature: float | None = number(None, at_least=0)
+    top_p: float | None = number(None, above=0)
+    max_new_tokens: int | None = number(None, at_least=1)
+    seed: int = 0
+
+
+@dataclass
+class BenchmarkConfig:
+    """conf/evaluation/common.yaml: what every benchmark takes."""
+
+    checkpoint: str | None = None
+    which: str = one_of("best", "last")
+    template: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    dtype: str | None = None
+    benchmark: str = one_of("official", "toy")
+    max_items: int | None = number(None, at_least=1)
+    dry_run: bool = MISSING
+    output: str = one_of("text", "json")
+    output_root: str = MISSING
+    records_root: str = MISSING
+    cache_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class JudgedConfig(BenchmarkConfig):
+    """conf/evaluation/judged.yaml: what the benchmarks with a judge take besides."""
+
+    stage: str = one_of("all", "generate", "judge", "score")
+    outputs: str | None = None
+    generator: dict[str, Any] = MISSING
+    judge: dict[str, Any] = MISSING
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    shard_size: int = number(at_least=1)
+
+
+@dataclass
+class AlpacaEvalConfig(JudgedConfig):
+    """conf/alpaca_eval.yaml."""
+
+    annotations: Any = None
+    reference_outputs: str | None = None
+    gamed_annotations: str | None = None
+    instruction_difficulty: str | None = None
+    regularization: Any = None
+
+
+@dataclass
+class ArenaHardConfig(JudgedConfig):
+    """conf/arena_hard.yaml."""
+
+    questions: str | None = None
+    baseline_answers: str | None = None
+    judgments: Any = None
+    battles: Any = None
+
+
+@dataclass
+class MTBenchConfig(JudgedConfig):
+    """conf/mt_bench.yaml."""
+
+    questions: str | None = None
+    reference_answers: str | None = None
+    judge_prompts: str | None = None
+    judgments: Any = None
+
+
+@dataclass
+class LmHarnessConfig(BenchmarkConfig):
+    """conf/lm_harness.yaml."""
+
+    stage: str = one_of("all", "score")
+    samples: Any = None
+    tasks: list[str] = MISSING
+    tasks_from: str | None = None
+    device: str = one_of("auto", "cpu", "cuda")
+
+
+@dataclass
+class RMBenchConfig(BenchmarkConfig):
+    """conf/rm_bench.yaml."""
+
+    stage: str = one_of("all", "score")
+    samples: Any = None
+    device: str = one_of("auto", "cpu", "cuda")
+    micro_batch_size: int = number(at_least=1)
+
+
+@dataclass
+class ListwiseConfig(BenchmarkConfig):
+    """conf/listwise.yaml."""
+
+    stage: str = one_of("all", "score")
+    samples: Any = None
+    dataset: DatasetConfig | None = None
+    device: str = one_of("auto", "cpu", "cuda")
+    micro_batch_size: int = number(at_least=1)
