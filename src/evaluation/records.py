@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -53,12 +53,36 @@ class DataInfo:
     pairs: int
 
 
-Info = TypeVar("Info", RunInfo, DataInfo)
+@dataclass(frozen=True, slots=True)
+class JudgeInfo:
+    """Who judged. ``prompts``: hash of everything it was asked but the answers; ``first`` and ``last``: dates of its
+    first and last answer (ISO 8601; empty where stored judgments have none); ``settings``: what else its answers
+    depend on (address, temperature, …)."""
+
+    name: str
+    model: str
+    prompts: str
+    first: str = ""
+    last: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What must be equal for two numbers to be comparable."""
+        return self.name, self.model, self.prompts
+
+
+Info = TypeVar("Info", RunInfo, DataInfo, JudgeInfo)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One measurement. ``created``, ``environment`` and ``command`` say how; they are no part of its identity."""
+    """One measurement. ``created``, ``environment`` and ``command`` say how; they are no part of its identity.
+
+    ``judge``: of benchmarks that have one. ``counts``: how many rows fell under which rule (ties, unparsable, …);
+    ``notes``: what a reader of the numbers must know; ``details``: further plain data (cells of a matrix);
+    ``sources``: generations, judgments and reference files it was made from, name -> ``{"path", "hash"}``.
+    """
 
     benchmark: str
     run: RunInfo
@@ -68,14 +92,21 @@ class Record:
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    judge: JudgeInfo | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        """File name stem: readable names and a hash of (config hash, checkpoint, benchmark, split, settings).
+        """File name stem: readable names and a hash of (config hash, checkpoint, benchmark, split, settings, judge).
 
         Measuring again therefore overwrites; another setting makes another file.
         """
         identity = [self.run.config_hash, self.run.checkpoint, self.benchmark, self.data.split, dict(self.settings)]
+        if self.judge is not None:
+            identity.append(list(self.judge.identity))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         run = self.run
         names = (self.benchmark, run.method, run.model, run.dataset, f"s{run.seed}", digest)
@@ -104,7 +135,23 @@ class Record:
             environment=_mapping(top.get("environment", {}), "'environment'"),
             command=str(top.get("command", "")),
             created=top["created"],
+            **_judged_fields(top),
         )
+
+
+def _judged_fields(top: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that records of earlier versions have not."""
+    judge = top.get("judge")
+    counts = _mapping(top.get("counts", {}), "'counts'")
+    if any(isinstance(count, bool) or not isinstance(count, int) for count in counts.values()):
+        raise UserError(f"field 'counts' must hold whole numbers, not {counts!r:.60}")
+    return {
+        "judge": None if judge is None else _build(JudgeInfo, _mapping(judge, "'judge'"), "judge."),
+        "counts": counts,
+        "notes": tuple(str(note) for note in top.get("notes") or ()),
+        "details": _mapping(top.get("details", {}), "'details'"),
+        "sources": _mapping(top.get("sources", {}), "'sources'"),
+    }
 
 
 def write_record(directory: Path, record: Record) -> Path:
@@ -250,7 +297,7 @@ def _build(kind: type[Info], content: Mapping[str, Any], prefix: str) -> Info:
     types = {"int": int, "str": str, "dict[str, Any]": dict}
     for item in fields(kind):
         if item.name not in content:
-            if item.name == "constants":
+            if item.default is not MISSING or item.default_factory is not MISSING:
                 continue
             raise UserError(f"field '{prefix}{item.name}' is missing")
         value = content[item.name]

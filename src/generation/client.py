@@ -103,11 +103,19 @@ class Retries:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. ``finish_reason`` as the endpoint says it (stop, length, …); ``tokens``: of the answer, if told."""
+    """An answer. ``finish_reason`` as the endpoint says it (stop, length, …).
+
+    ``tokens`` and ``prompt_tokens``: of the answer and of what was asked, if told. ``logprobs``: for each token of the
+    answer ``{"token", "logprob", "top_logprobs": [{"token", "logprob"}, …]}``, natural logarithms as the endpoint
+    gives them, ``None`` where it gives none. ``date``: when it was received, UTC, ISO 8601 in seconds.
+    """
 
     text: str
     finish_reason: str
     tokens: int | None = None
+    prompt_tokens: int | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    date: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class ChatClient:
 
     def complete(self, messages: Messages, **settings: Any) -> Completion:
         """The answer to ``messages``; raises ``EndpointError`` when there is none after all attempts."""
-        payload = {"model": self.endpoint.model, "messages": [dict(message) for message in messages], **settings}
+        payload = self._payload(messages, settings)
         place = self._place(payload)
         if place is not None and place.exists():
             return Completion(**read_json(place))
@@ -168,6 +176,11 @@ class ChatClient:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_durably(place, json.dumps(asdict(answer)).encode())
         return answer
+
+    def known(self, request: ChatRequest) -> bool:
+        """Whether the cache holds the answer to ``request``."""
+        place = self._place(self._payload(request.messages, request.settings))
+        return place is not None and place.exists()
 
     def each(self, requests: Sequence[ChatRequest], concurrency: int) -> Iterator[tuple[int, Completion]]:
         """(index, answer) of every request as it comes, at most ``concurrency`` under way.
@@ -208,6 +221,10 @@ class ChatClient:
                     self._stop.set()
         finally:
             self._stop.clear()
+
+    def _payload(self, messages: Messages, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The body of a request."""
+        return {"model": self.endpoint.model, "messages": [dict(message) for message in messages], **settings}
 
     def _place(self, payload: Mapping[str, Any]) -> Path | None:
         """Where the answer to ``payload`` is kept."""
@@ -298,12 +315,35 @@ def completion_of(body: bytes) -> Completion:
         choice = value["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason") or "stop"
         text = message.get("content") or ""  # null where a filter left nothing
-        tokens = (value.get("usage") or {}).get("completion_tokens")
+        usage = value.get("usage") or {}
+        counted = [usage.get(name) for name in ("completion_tokens", "prompt_tokens")]
+        logprobs = logprobs_of(choice)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise TransientError(f"an answer that is no chat completion: {quoted(body)}") from error
     if not isinstance(text, str):
         raise TransientError(f"an answer whose content is no text: {quoted(body)}")
-    return Completion(text, str(reason), tokens if isinstance(tokens, int) else None)
+    tokens, prompt_tokens = (count if isinstance(count, int) else None for count in counted)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Completion(text, str(reason), tokens, prompt_tokens, logprobs, now)
+
+
+def logprobs_of(choice: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The log-probs of a choice, each token's name and number and those of its alternatives; ``None`` without any.
+
+    Raises one of the errors of reading what is not there for a list that has another shape.
+    """
+    content = (choice.get("logprobs") or {}).get("content")
+    if content is None:
+        return None
+    return [
+        {**token_of(entry), "top_logprobs": [token_of(other) for other in entry.get("top_logprobs") or []]}
+        for entry in content
+    ]
+
+
+def token_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A token and its log-prob, which must be a number (an endpoint may write -inf as a very small one)."""
+    return {"token": str(entry["token"]), "logprob": float(entry["logprob"])}
 
 
 def retry_after_of(headers: Mapping[str, str]) -> float | None:
