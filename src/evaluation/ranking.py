@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.cli import entry_point
 from src.config import problems_of
 from src.data.generalization import PARTS
 from src.errors import Problems, UserError
-from src.schema import RankingConfig, TrainConfig
+from src.schema import RankingConfig
 
 if TYPE_CHECKING:
     from src.data.pairset import TokenizedPair
     from src.data.sources import Source
     from src.evaluation.records import Record
+    from src.evaluation.rewards import Weights
     from src.objective.types import PairLogProbs
+    from src.schema import TrainConfig
 
 
 def main(config: DictConfig) -> int:
@@ -53,6 +55,7 @@ def rank(config: RankingConfig) -> Record:
     from src.environment import environment
     from src.evaluation.records import DataInfo, Record, describe_run
     from src.evaluation.statistics import ranking_metrics
+    from src.generation.policy import trained_config
 
     directory = Path(config.checkpoint)
     run = describe_run(directory, config.which)
@@ -71,16 +74,11 @@ def rank(config: RankingConfig) -> Record:
     )
 
 
-def trained_config(directory: Path) -> TrainConfig:
-    """config.yaml of a run directory, typed."""
-    loaded = OmegaConf.load(directory / "config.yaml")
-    return cast(TrainConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), loaded))
-
-
 def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
     """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
     from src.data.sources import has_pairs
     from src.data.tokenizer import load_tokenizer
+    from src.evaluation.rewards import Weights, initial_weights
     from src.training.assemble import (
         at_most,
         build_objective,
@@ -90,6 +88,7 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
         prepare_test_pairs,
     )
     from src.training.checkpoint import completed
+    from src.training.run import sft_base
 
     checkpoint = completed(directory / "checkpoints" / config.which)
     objective = build_objective(trained)
@@ -116,11 +115,13 @@ def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tu
         "prompt_ids": [tuple(pair.prompt_ids) for pair in pairs],
     }
     tokens = objective.needs.per_token
-    policy = log_probs(config, trained, checkpoint / "model", pairs, per_token=tokens)
+    policy = log_probs(config, Weights(checkpoint / "model", trained.model), pairs, per_token=tokens)
     for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
         columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
-    initial = initial_weights(trained, checkpoint / "model")
-    reference = None if initial is None else log_probs(config, trained, initial, pairs, per_token=tokens)
+    initial = initial_weights(trained, checkpoint / "model", sft_base)
+    reference = None
+    if initial is not None:
+        reference = log_probs(config, Weights(initial, trained.model), pairs, per_token=tokens)
     if reference is not None:
         columns |= {
             "reference_chosen_sum": reference.chosen.summed.double().numpy(),
@@ -160,46 +161,13 @@ def refuse_other_data(directory: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def initial_weights(trained: TrainConfig, weights: Path) -> Path | None:
-    """Where the run started from, which is its reference: for an adapter its base. ``None`` when that is gone, or
-    for random weights, which a run keeps for its adapter alone."""
-    from src.config import run_directory
-    from src.model.adapter import saved_settings
-    from src.training.run import sft_base
-
-    if (settings := saved_settings(weights)) is not None:
-        return Path(str(settings.base_model_name_or_path))
-    base = sft_base(trained)
-    if base is not None:
-        path = run_directory(base) / "checkpoints" / "best" / "model"
-        return path if path.exists() else None
-    return None if trained.model.path is None else Path(trained.model.path)
-
-
 def log_probs(
-    config: RankingConfig, trained: TrainConfig, path: Path, pairs: Sequence[TokenizedPair], *, per_token: bool
+    config: RankingConfig, weights: Weights, pairs: Sequence[TokenizedPair], *, per_token: bool
 ) -> PairLogProbs:
-    """Log-probs of ``pairs`` under the weights at ``path``, on the CPU, also token by token where asked for."""
-    import torch
+    """Log-probs of ``pairs`` under ``weights``, also token by token where asked for; the model is gone afterwards."""
+    from src.evaluation.rewards import LogProbScorer
 
-    from src.data.collate import collate
-    from src.engine.local import refuse_missing_device
-    from src.model.load import read_model
-    from src.model.logps import pair_log_probs
-    from src.objective.types import PairLogProbs
-    from src.training.assemble import in_order
-
-    refuse_missing_device(config.device)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    model = read_model(trained.model, str(path))
-    torch.nn.Module.to(model, device)
-    half = trained.model.dtype == "bfloat16"
-    parts = []
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        for indices in in_order(len(pairs), config.micro_batch_size):
-            batch = collate([pairs[index] for index in indices]).to(device)
-            parts.append(pair_log_probs(model, batch, per_token=per_token).to(torch.device("cpu")))
-    return PairLogProbs.concatenate(parts)
+    return LogProbScorer(weights, config.device).pairs(pairs, config.micro_batch_size, per_token=per_token)
 
 
 if __name__ == "__main__":
