@@ -20,16 +20,18 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test demo report test lint types unit format calibrate lock clean clean-venv FORCE
+.PHONY: help setup setup-evaluation setup-test demo report test lint types unit format calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 setup: $(STAMPS)/core ## Create .venv with what training needs (TORCH=auto|cpu|cuda chooses the build of torch)
 
-setup-test: $(STAMPS)/test ## The same and what the tests need
+setup-evaluation: $(STAMPS)/evaluation ## The same and what the public benchmarks need (alpaca-eval, lm-eval)
+
+setup-test: $(STAMPS)/test ## All of that and what the tests need
 
 $(STAMPS)/venv:
 	@requirements/create_venv.sh $(VENV)
@@ -51,9 +53,14 @@ $(STAMPS)/core: $(STAMPS)/torch requirements/core.txt $(PINS)
 	@$(PIP) -r requirements/core.txt
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/core requirements/test.txt requirements/wandb.txt
+$(STAMPS)/evaluation: $(STAMPS)/core requirements/evaluation.txt
+	@echo "Installing the packages of the public benchmarks"
+	@$(PIP) -r requirements/core.txt -r requirements/evaluation.txt
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/evaluation requirements/test.txt requirements/wandb.txt
 	@echo "Installing the test tools"
-	@$(PIP) -r requirements/core.txt -r requirements/test.txt -r requirements/wandb.txt
+	@$(PIP) -r requirements/core.txt -r requirements/evaluation.txt -r requirements/test.txt -r requirements/wandb.txt
 	@touch $@
 
 # --- use --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,12 @@
 # Resolve requirements/*.txt into constraints.txt for every platform and Python >= 3.11. Usage: lock.sh PYTHON [--upgrade]
 # Versions already in constraints.txt are kept where they still fit. uv resolves; it is needed for nothing else.
 set -eu
-python=$1
+# make gives the interpreter relative to the repository, which is left below.
+case $1 in
+    /*) python=$1 ;;
+    */*) python=$PWD/$1 ;;
+    *) python=$1 ;;
+esac
 upgrade=${2:-}
 cd "$(dirname "$0")"
 work=$(mktemp -d)

@@ -168,9 +168,22 @@ def test_demo_installs_the_core_alone_and_test_adds_the_tools(tmp_path: Path) ->
     assert "requirements/core.txt" in demo
     assert "requirements/test.txt" not in demo
     assert demo.index("install_torch.sh") < demo.index("core.txt") < demo.index("-m src.demo")
+    benchmarks = run("make", "-n", "setup-evaluation", *fresh).stdout
+    assert benchmarks.index("install_torch.sh") < benchmarks.index("-r requirements/evaluation.txt")
+    assert "requirements/test.txt" not in benchmarks
+    assert "requirements/evaluation.txt" not in demo
     test = run("make", "-n", "test", *fresh).stdout
-    steps = ("core.txt", "requirements/test.txt", "-m ruff check", "-m mypy", "-m pytest")
+    steps = ("core.txt", "evaluation.txt", "requirements/test.txt", "-m ruff check", "-m mypy", "-m pytest")
     assert [test.index(step) for step in steps] == sorted(test.index(step) for step in steps)
+
+
+def test_lock_finds_the_interpreter_that_make_names(tmp_path: Path) -> None:
+    """make gives a path relative to the repository; the script works in another folder."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    for given in (tmp_path / "python", os.path.relpath(tmp_path / "python", ROOT)):
+        assert run("sh", str(REQUIREMENTS / "lock.sh"), str(given)).returncode == 3
+    assert run("sh", str(REQUIREMENTS / "lock.sh"), "python", PATH=f"{tmp_path}:{ENVIRONMENT['PATH']}").returncode == 3
 
 
 def test_clean_keeps_results_runs_and_cache() -> None:
@@ -188,7 +201,19 @@ def test_ci_runs_the_command_that_readme_gives() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "results/README.md", "conf/local/README.md"])
+ROOMS = ("docs", "results", "conf", "experiments")
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.md"), *(found for room in ROOMS for found in (ROOT / room).rglob("*.md")))
+)
+
+
+def test_documents_are_all_walked() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "results/README.md", "docs/on_policy.md"} <= set(DOCUMENTS)
+    assert len(DOCUMENTS) >= 10
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_existing_targets_and_paths(document: str) -> None:
     text = (ROOT / document).read_text()
     named = set(re.findall(r"(?:`|^ {0,4}|\$ )make ([a-z-]+)", text, re.MULTILINE))

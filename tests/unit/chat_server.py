@@ -14,7 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reply:
-    """What the endpoint does with one request; ``dropped``: it closes the connection without a word."""
+    """What the endpoint does with one request.
+
+    ``dropped``: it closes the connection without a word; ``missing``: bytes of the body that it announces and keeps.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -22,6 +25,7 @@ class Reply:
     delay: float = 0.0
     drip: float = 0.0
     dropped: bool = False
+    missing: int = 0
 
 
 def answer(text: str, finish_reason: str = "stop", tokens: int = 3) -> Reply:
@@ -31,9 +35,12 @@ def answer(text: str, finish_reason: str = "stop", tokens: int = 3) -> Reply:
 
 
 class ChatServer:
-    """``script(payload, number of the request)`` gives each reply; ``payloads`` and ``headers`` are what came."""
+    """``script(payload, number of the request)`` gives each reply; ``payloads`` and ``headers`` are what came.
 
-    def __init__(self, script: Callable[[dict[str, Any], int], Reply]) -> None:
+    ``port``: 0 takes a free one.
+    """
+
+    def __init__(self, script: Callable[[dict[str, Any], int], Reply], port: int = 0) -> None:
         self.script = script
         self.payloads: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -49,7 +56,7 @@ class ChatServer:
             def log_message(self, *_: Any) -> None:
                 """Nothing on the terminal."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
 
     @property
@@ -83,7 +90,7 @@ class ChatServer:
         request.send_response(reply.status)
         for name, value in reply.headers.items():
             request.send_header(name, value)
-        request.send_header("Content-Length", str(len(reply.body)))
+        request.send_header("Content-Length", str(len(reply.body) + reply.missing))
         request.end_headers()
         for place in range(len(reply.body)) if reply.drip else ():
             request.wfile.write(reply.body[place : place + 1])
@@ -91,12 +98,13 @@ class ChatServer:
             time.sleep(reply.drip)
         if not reply.drip:
             request.wfile.write(reply.body)
+        request.close_connection = request.close_connection or reply.missing > 0
 
 
 @contextmanager
-def serving(script: Callable[[dict[str, Any], int], Reply]) -> Iterator[ChatServer]:
-    """A server on a free port while inside."""
-    server = ChatServer(script)
+def serving(script: Callable[[dict[str, Any], int], Reply], port: int = 0) -> Iterator[ChatServer]:
+    """A server on a free port, or this one, while inside."""
+    server = ChatServer(script, port)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
