@@ -77,9 +77,10 @@ class MTBenchConfig(JudgedConfig):
     """conf/mt_bench.yaml."""
 
     questions: str | None = None
-    reference_answers: str | None = None
+    reference_answers: str = MISSING
     judge_prompts: str | None = None
     judgments: Any = None
+    duplicates: str = one_of("last", "all")
 
 
 @dataclass

@@ -20,6 +20,7 @@ PROGRAMS = {
     "src.train": "train",
     "src.preflight": "train",
     "src.evaluation.ranking": "ranking",
+    "src.evaluation.mt_bench": "mt_bench",
     "src.report": "report",
     "src.data.gaps": "gaps",
     "src.generate": "generate",
