@@ -62,17 +62,22 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def composed_train(overrides: list[str]) -> DictConfig:
-    """conf/train.yaml with ``overrides``, as Hydra composes it."""
+def composed(config_name: str, overrides: list[str]) -> DictConfig:
+    """conf/<config_name>.yaml with ``overrides``, as Hydra composes it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
-        return compose("train", overrides=overrides)
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+        return compose(config_name, overrides=overrides)
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=SCHEMAS[config_name])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=overrides)
+        return compose(config_name, overrides=overrides)
+
+
+def composed_train(overrides: list[str]) -> DictConfig:
+    """conf/train.yaml with ``overrides``, as Hydra composes it."""
+    return composed("train", overrides)
 
 
 def compose_train(overrides: list[str], patch: dict[str, Any] | None = None) -> TrainConfig:
@@ -304,6 +309,21 @@ def config_hash(config: TrainConfig, base_hash: str = "") -> str:
     """Ten hex digits of the SHA-256 of what the run computes; ``base_hash`` is that of the SFT run it starts from."""
     text = json.dumps([hashed_view(config), base_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+NOT_MEASURED = (
+    *("checkpoint", "output", "output_root", "records_root", "cache_root", "dry_run", "stage", "debug", "shard_size"),
+    *("allow_unfinished",),
+)
+"""Keys of an evaluation that change where it writes and what is shown of it, but not what it measures."""
+
+
+def evaluation_hash(benchmark: str, config: DictConfig) -> str:
+    """Ten hex digits of the SHA-256 of what an evaluation measures, whichever checkpoint it is of."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    view = {str(key): value for key, value in plain.items() if key not in NOT_MEASURED}
+    return hashlib.sha256(json.dumps([benchmark, view], sort_keys=True).encode()).hexdigest()[:10]
 
 
 def run_directory(config: TrainConfig, base_hash: str = "") -> Path:

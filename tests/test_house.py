@@ -28,7 +28,8 @@ ROOMS = {
     "generation": ("model", "data", "objective"),
     "annotation": ("generation", "model", "data", "objective"),
     "analysis": ("evaluation", "engine", "model", "data", "objective"),
-    "reporting": ("evaluation",),
+    "experiments": ("evaluation", "training", "engine", "model", "data", "objective"),
+    "reporting": ("experiments", "evaluation"),
 }
 """Which other rooms a room of src/ may import. Files of src/ itself serve every room but objective, which takes errors
 alone; entry points may import everything but each other."""

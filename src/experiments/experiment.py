@@ -1,0 +1,245 @@
+"""One grid of a paper: rows, columns, what is trained for them and what is measured (experiments/<paper>/*.yaml)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from src.errors import UserError
+from src.experiments.files import EXPERIMENTS, Node, did_you_mean, read_node
+from src.experiments.published import Labels, PublishedTable, papers, read_table
+
+KINDS = ("grid", "settings", "timing")
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a benchmark's record. ``arguments``: of its entry point, for this column alone."""
+
+    benchmark: str
+    metric: str
+    arguments: Overrides = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value of the run's own metrics.jsonl: the largest or last of ``metric`` on ``split``."""
+
+    split: str
+    metric: str
+    take: Literal["max", "last"]
+
+
+@dataclass(frozen=True)
+class MeanOf:
+    """The mean of other columns."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankOf:
+    """The place of the row by another column among the rows that share the labels of ``within``; 1 is the best."""
+
+    column: str
+    within: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unreproduced:
+    """What this program does not measure, and why."""
+
+    reason: str
+
+
+Source = Measured | Curve | MeanOf | RankOf | Unreproduced
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. ``overrides``: of the training, where the columns are settings. ``scale``: what a value of the record
+    is multiplied with to be printed (100 for shares that the paper prints in percent)."""
+
+    name: str
+    title: str
+    source: Source
+    overrides: Overrides = ()
+    higher_is_better: bool = True
+    scale: float = 1.0
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a row's label means. ``model``: a name of conf/model where the label is of a model; ``recipes``: by model,
+    where another than the usual one is meant."""
+
+    overrides: Overrides = ()
+    model: str | None = None
+    recipes: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid. ``axes``: row labels and their meanings; ``fixed``: labels that all rows share; ``keys``: the rows."""
+
+    paper: str
+    table: str
+    kind: str
+    title: str
+    axes: Mapping[str, Mapping[str, Meaning]]
+    fixed: Labels
+    keys: tuple[Labels, ...]
+    columns: tuple[Column, ...]
+    overrides: Overrides
+    bold_within: tuple[str, ...]
+    claims: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    published: PublishedTable | None
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name of its files: ``amapo_table2``."""
+        return f"{self.paper}_{self.path.stem}"
+
+    def column(self, name: str) -> Column:
+        """The column of that name; raises ``UserError``."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise UserError(f"{self.path.name} has no column '{name}'{did_you_mean(name, [c.name for c in self.columns])}")
+
+    def meanings(self, labels: Labels) -> list[Meaning]:
+        """What the labels of a row mean, outermost axis first, those of all rows before."""
+        return [self.axes[axis][label] for axis, label in {**self.fixed, **labels}.items()]
+
+
+def all_paths() -> list[Path]:
+    """The files of all experiments, by paper and name."""
+    return [path for paper in papers() for path in sorted((EXPERIMENTS / paper).glob("[tf]*.yaml"))]
+
+
+def find(paper: str, table: str) -> Path:
+    """The file of a table (``2``, ``B``) or figure (``figure1``); raises ``UserError`` naming what there is."""
+    if paper not in papers():
+        raise UserError(f"paper={paper} is unknown{did_you_mean(paper, papers())}")
+    names = {path.stem: path for path in all_paths() if path.parent.name == paper}
+    for name in (f"table{table}", table, f"table{table.upper()}"):
+        if name in names:
+            return names[name]
+    short = [name.removeprefix("table") for name in names]
+    raise UserError(f"table={table} is none of {paper}'s{did_you_mean(table, short)}")
+
+
+def load(path: Path) -> Experiment:
+    """Read an experiment; raises ``UserError`` naming file and key of what is wrong."""
+    node = read_node(path).only(
+        *("paper", "table", "kind", "title", "rows", "fixed", "columns", "overrides", "bold_within", "claims", "notes")
+    )
+    paper, number, kind = (str(node.need(key)) for key in ("paper", "table", "kind"))
+    if kind not in KINDS:
+        raise UserError(f"{node.where}: kind '{kind}' is unknown{did_you_mean(kind, KINDS)}")
+    labels = read_node(EXPERIMENTS / paper / "paper.yaml").only("title", "models", "methods")
+    published = read_table(paper, number)
+    fixed = {axis: str(label) for axis, label in node.child("fixed").values.items()}
+    rows = node.child("rows")
+    axes = {axis: axis_of(rows, axis, labels) for axis in rows.values}
+    axes |= {axis: {label: meaning_of(labels, axis, label, node.where)} for axis, label in fixed.items()}
+    return Experiment(
+        paper,
+        number,
+        kind,
+        str(node.need("title")),
+        axes,
+        fixed,
+        tuple(keys_of(published, rows, axes, node.where)),
+        tuple(column_of(node.child("columns"), name) for name in node.child("columns").values),
+        node.texts("overrides"),
+        node.texts("bold_within"),
+        tuple(node.get("claims") or ()),
+        node.texts("notes") + (published.notes if published else ()),
+        published,
+        path,
+    )
+
+
+def axis_of(rows: Node, axis: str, labels: Node) -> dict[str, Meaning]:
+    """The labels of an axis: a list of labels that paper.yaml knows, or a mapping label -> overrides."""
+    if isinstance(rows.get(axis), list):
+        return {label: meaning_of(labels, axis, label, rows.where) for label in rows.texts(axis)}
+    choices = rows.child(axis)
+    return {label: Meaning(choices.texts(label)) for label in choices.values}
+
+
+def meaning_of(labels: Node, axis: str, label: str, where: str) -> Meaning:
+    """What paper.yaml says of a label of the axis ``model`` or ``method``."""
+    known = labels.child(f"{axis}s")
+    if label not in known.values:
+        raise UserError(f"{where}: {axis} '{label}' is not in {labels.where}{did_you_mean(label, known.values)}")
+    if axis == "model":
+        entry = known.child(label).only("model", "overrides")
+        return Meaning(entry.texts("overrides"), str(entry.need("model")))
+    if isinstance(known.get(label), list):
+        return Meaning(known.texts(label))
+    entry = known.child(label).only("overrides", "recipes")
+    return Meaning(entry.texts("overrides"), None, {k: str(v) for k, v in entry.child("recipes").values.items()})
+
+
+def keys_of(
+    published: PublishedTable | None, rows: Node, axes: Mapping[str, Mapping[str, Meaning]], where: str
+) -> list[dict[str, str]]:
+    """The rows: as printed where the paper prints the table with these axes, else the product of the axes."""
+    names = tuple(rows.values)
+    if published is None or any(axis not in published.columns for axis in names):
+        return [dict(zip(names, labels, strict=True)) for labels in itertools.product(*(axes[name] for name in names))]
+    keys = published.keys(names)
+    for key in keys:
+        for axis, label in key.items():
+            if label not in axes[axis]:
+                raise UserError(f"{where}: rows.{axis} lacks the printed label '{label}'; add it")
+    for axis in names:
+        for label in axes[axis]:
+            if all(key[axis] != label for key in keys):
+                raise UserError(f"{where}: rows.{axis} has '{label}', which the paper does not print; remove it")
+    return keys
+
+
+def column_of(columns: Node, name: str) -> Column:
+    """One column from its description."""
+    node = columns.child(name)
+    common = ("title", "overrides", "higher_is_better", "scale", "digits")
+    kinds = [key for key in ("benchmark", "curve", "mean_of", "rank_of", "unreproduced") if key in node.values]
+    if len(kinds) != 1:
+        raise UserError(f"{node.where}: give one of benchmark, curve, mean_of, rank_of, unreproduced")
+    source: Source
+    if kinds == ["benchmark"]:
+        node.only("benchmark", "metric", "arguments", *common)
+        source = Measured(str(node.need("benchmark")), str(node.need("metric")), node.texts("arguments"))
+    elif kinds == ["curve"]:
+        node.only("curve", "metric", "take", *common)
+        take = node.get("take", "last")
+        if take not in ("max", "last"):
+            raise UserError(f"{node.where}: take '{take}' is unknown; choose max or last")
+        source = Curve(str(node.need("curve")), str(node.need("metric")), take)
+    elif kinds == ["mean_of"]:
+        source = MeanOf(node.only("mean_of", *common).texts("mean_of"))
+    elif kinds == ["rank_of"]:
+        node.only("rank_of", "within", *common)
+        source = RankOf(str(node.need("rank_of")), node.texts("within"))
+    else:
+        source = Unreproduced(str(node.only("unreproduced", *common).need("unreproduced")))
+    better = not isinstance(source, RankOf)
+    return Column(
+        name,
+        str(node.get("title", name)),
+        source,
+        node.texts("overrides"),
+        bool(node.get("higher_is_better", better)),
+        float(node.get("scale", 1.0)),
+        int(node.get("digits", 1)),
+    )
