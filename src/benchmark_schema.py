@@ -60,6 +60,7 @@ class AlpacaEvalConfig(JudgedConfig):
     gamed_annotations: str | None = None
     instruction_difficulty: str | None = None
     regularization: Any = None
+    missing_rows: str = one_of("error", "as_published")
 
 
 @dataclass
@@ -68,6 +69,11 @@ class ArenaHardConfig(JudgedConfig):
 
     questions: str | None = None
     baseline_answers: str | None = None
+    baseline: str | None = None
+    rules: str = one_of("v0.1", "current")
+    rounds: int = number(at_least=0)
+    seed: int = number(at_least=0)
+    duplicates: str = one_of("last", "all")
     judgments: Any = None
     battles: Any = None
 
@@ -77,7 +83,7 @@ class MTBenchConfig(JudgedConfig):
     """conf/mt_bench.yaml."""
 
     questions: str | None = None
-    reference_answers: str = MISSING
+    reference_answers: str | None = None
     judge_prompts: str | None = None
     judgments: Any = None
     duplicates: str = one_of("last", "all")
@@ -111,5 +117,32 @@ class ListwiseConfig(BenchmarkConfig):
     stage: str = one_of("all", "score")
     samples: Any = None
     dataset: DatasetConfig | None = None
+    split: str = one_of("held_out", "all")
+    reward: str | None = None
+    gains: str = one_of("exponential", "linear")
+    zero: Any = 0.0
+    k: list[Any] = MISSING
+    n: Any = None
     device: str = one_of("auto", "cpu", "cuda")
     micro_batch_size: int = number(at_least=1)
+    shard_size: int = number(at_least=1)
+
+
+@dataclass
+class ReproduceConfig:
+    """conf/reproduce.yaml: a table of a paper."""
+
+    paper: str = MISSING
+    table: Any = MISSING
+    scale: str = MISSING
+    seeds: int = number(at_least=1)
+    action: str = one_of("run", "dry_run", "missing", "submit", "status", "table", "trace")
+    cell: str | None = None
+    workers: int | None = number(None, at_least=1)
+    threads: int = number(at_least=1)
+    output_root: str = MISSING
+    evaluations_root: str = MISSING
+    cache_root: str = MISSING
+    records_root: str = MISSING
+    tables_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
