@@ -224,7 +224,8 @@ def fetched(source: tuple[str, str], folder: Path, key: str) -> Path:
     try:
         answer = httpx.get(address, timeout=FETCH_SECONDS, follow_redirects=True).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"{address} cannot be fetched ({type(error).__name__}: {error}); {remedy}") from error
+        why = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(f"{address} cannot be fetched ({why}); {remedy}") from error
     if hashlib.sha256(answer.content).hexdigest() != wanted:
         raise UserError(f"{address} is not the file it was (another hash than {wanted[:16]}); {remedy}")
     folder.mkdir(parents=True, exist_ok=True)

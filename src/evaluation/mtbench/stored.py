@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from src.benchmark_schema import MTBenchConfig
 
 UNREAD = (
-    *("checkpoint", "outputs", "template", "dtype", "max_items", "judge_prompts"),
+    *("checkpoint", "outputs", "template", "dtype", "max_items", "reference_answers", "judge_prompts"),
     *("decoding.temperature", "decoding.top_p", "decoding.max_new_tokens"),
 )
 """Keys, null unless they are given, that stored judgments have no use for."""
