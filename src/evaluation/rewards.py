@@ -9,12 +9,13 @@ that of training (``model/logps.py``), so a log-prob here is the one that the ru
     for indices, found in scorer.responses(rows_in_one_list, micro_batch_size=8):
         …
 
+``kept.py`` does the same for many, shard by shard, and keeps what it found.
+
 Reference: ``initial_weights`` says where the run started from.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,6 @@ from src.data.pairset import TokenizedPair
 from src.data.preparation.options import PrepareOptions
 from src.data.preparation.options import truncate as fit
 from src.data.templates import ChatTemplate, TemplateRefusal
-from src.engine.local import refuse_missing_device
 from src.errors import UserError
 from src.generation.policy import directory_hash, local_directory
 from src.model.adapter import saved_settings
@@ -60,21 +60,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowLogProbs:
-    """Log-prob of one response: nats, summed over its tokens, the stop token among them; ``per_token``: the terms."""
+    """Log-prob of one response, the stop token counted.
+
+    ``summed``: nats, over its tokens. ``norm``: minus the L2 norm of the tokens' log-probs (RewardBench's
+    ``ref_free_type=norm``). ``per_token``: the terms of the sum; ``None`` where they were not kept.
+    """
 
     summed: float
     tokens: int
-    per_token: tuple[float, ...]
+    norm: float
+    per_token: tuple[float, ...] | None = None
 
     @property
     def average(self) -> float:
         """Nats per token; 0 for a response without tokens."""
         return self.summed / max(self.tokens, 1)
-
-    @property
-    def norm(self) -> float:
-        """Minus the L2 norm of the tokens' log-probs (RewardBench's ``ref_free_type=norm``)."""
-        return -math.sqrt(math.fsum(term * term for term in self.per_token))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ class LogProbScorer:
     """
 
     def __init__(self, weights: Weights, device: str) -> None:
-        refuse_missing_device(device)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda, but torch finds no CUDA device here; use device=cpu or device=auto")
         self.weights = weights
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -188,8 +189,19 @@ class LogProbScorer:
         out (an earlier process did them)."""
         for indices in batches(rows, micro_batch_size)[skip:]:
             chosen = [rows[index] for index in indices]
+            self._refuse_unknown_ids(chosen)
             found = self._forward([as_pair(row) for row in chosen], per_token=True).chosen
             yield indices, [of_row(found, place, row) for place, row in enumerate(chosen)]
+
+    def _refuse_unknown_ids(self, rows: Sequence[Row]) -> None:
+        """Raise ``UserError`` for token ids that the weights do not embed: those of another tokenizer."""
+        embeddings: Any = self.model.get_input_embeddings()
+        known = embeddings.weight.shape[0]
+        if (largest := max(max(row.prompt_ids + row.response_ids) for row in rows)) >= known:
+            raise UserError(
+                f"{self.weights.path} embeds {known} tokens, but the tokenizer gives the id {largest}: weights and "
+                "tokenizer do not belong together; give a reference of the same tokenizer"
+            )
 
     @torch.no_grad()
     def _forward(self, pairs: Sequence[TokenizedPair], per_token: bool) -> PairLogProbs:
@@ -214,20 +226,19 @@ def of_row(found: ResponseLogProbs, place: int, row: Row) -> RowLogProbs:
     """What a forward gave for its row ``place``."""
     assert found.per_token is not None
     start = len(row.prompt_ids)
-    terms = found.per_token[place, start : start + len(row.response_ids)]
+    terms = found.per_token[place, start : start + len(row.response_ids)].double()
     return RowLogProbs(
-        float(found.summed[place].double()), int(found.tokens[place]), tuple(float(term) for term in terms.double())
+        float(found.summed[place]), int(found.tokens[place]), -float(terms.norm()), tuple(map(float, terms))
     )
 
 
 def as_log_probs(found: Sequence[RowLogProbs]) -> ResponseLogProbs:
-    """Rows as the tensors that a method's reward takes, float32, [n] and [n, longest]."""
-    longest = max((len(row.per_token) for row in found), default=0)
-    terms = torch.zeros(len(found), longest)
-    for place, row in enumerate(found):
-        terms[place, : len(row.per_token)] = torch.tensor(row.per_token)
-    summed, tokens = ([getattr(row, name) for row in found] for name in ("summed", "tokens"))
-    return ResponseLogProbs(torch.tensor(summed), torch.tensor(tokens, dtype=torch.float32), terms)
+    """Rows as the tensors that a method's reward takes: float32, [n], and the terms [n, longest] where they were
+    kept."""
+    tokens = torch.tensor([row.tokens for row in found], dtype=torch.float32)
+    kept = [torch.tensor(row.per_token) for row in found if row.per_token is not None]
+    padded = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True) if len(kept) == len(found) else None
+    return ResponseLogProbs(torch.tensor([row.summed for row in found]), tokens, padded)
 
 
 def initial_weights(
