@@ -47,22 +47,31 @@ class Scores:
 
 
 class Benchmark(Protocol):
-    """A judged benchmark."""
+    """A judged benchmark.
+
+    One that has an attribute ``requires_logprobs`` which is true gets no answer of a judge without log-probs, like
+    every request whose settings say ``logprobs: true``: judging stops at the first. One that has a method ``sources()``
+    gives its reference files to the record, name -> ``{"path", "hash"}``.
+    """
 
     name: str
 
     def items(self) -> Sequence[Item]:
-        """All questions, in the benchmark's order. Raises ``UserError`` where its files are absent or damaged."""
+        """All questions, in the benchmark's order (of a trial, the first ``max_items``: whoever makes the benchmark
+        leaves the others out). Raises ``UserError`` where its files are absent or damaged."""
 
     def describe(self) -> dict[str, Any]:
         """Everything that scores depend on besides model and judge, as plain data: hashes of questions, reference
-        answers and judge prompts, versions of packages, rules."""
+        answers and judge prompts, versions of packages, rules. Under ``judge_prompts`` (or else all of it): what the
+        judge is asked but for the answers, whose hash the record keeps."""
 
     def requests(self, outputs: Outputs) -> list[JudgeRequest]:
         """What the judge is asked about ``outputs``, in a fixed order."""
 
     def ask_again(self, request: JudgeRequest, answers: Sequence[Completion]) -> JudgeRequest | None:
-        """The next request about the same (same id) when the answers so far hold no verdict; ``None`` to leave it."""
+        """The next request about the same (same id) when the answers so far hold no verdict; ``None`` to leave it.
+
+        ``request`` is always the first of them, as ``requests`` gave it."""
 
     def score(self, outputs: Outputs, judged: Sequence[Judged]) -> Scores:
         """The scores; ``judged`` holds every request of ``requests(outputs)``, in its order."""
