@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import threading
@@ -177,10 +178,16 @@ class ChatClient:
             write_durably(place, json.dumps(asdict(answer)).encode())
         return answer
 
-    def known(self, request: ChatRequest) -> bool:
-        """Whether the cache holds the answer to ``request``."""
+    def cached(self, request: ChatRequest) -> Completion | None:
+        """The answer to ``request`` that the cache holds."""
         place = self._place(self._payload(request.messages, request.settings))
-        return place is not None and place.exists()
+        return Completion(**read_json(place)) if place is not None and place.exists() else None
+
+    def forget(self, request: ChatRequest) -> None:
+        """Let ``request`` be asked again: what the cache holds turned out to be of no use."""
+        place = self._place(self._payload(request.messages, request.settings))
+        if place is not None:
+            place.unlink(missing_ok=True)
 
     def each(self, requests: Sequence[ChatRequest], concurrency: int) -> Iterator[tuple[int, Completion]]:
         """(index, answer) of every request as it comes, at most ``concurrency`` under way.
@@ -342,8 +349,11 @@ def logprobs_of(choice: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def token_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A token and its log-prob, which must be a number (an endpoint may write -inf as a very small one)."""
-    return {"token": str(entry["token"]), "logprob": float(entry["logprob"])}
+    """A token and its log-prob; minus infinity, which files cannot hold, as the -9999 that some endpoints write."""
+    logprob = float(entry["logprob"])
+    if math.isnan(logprob):
+        raise ValueError("a log-prob that is no number")
+    return {"token": str(entry["token"]), "logprob": max(logprob, -9999.0)}
 
 
 def retry_after_of(headers: Mapping[str, str]) -> float | None:

@@ -83,3 +83,8 @@ class JudgeSettings(Protocol):
 
     def open(self, cache: Path) -> Judge:
         """The judge; ``cache``: a folder for raw answers by the whole request, which no second call asks for."""
+
+
+def has_logprobs(answer: Completion) -> bool:
+    """Whether an answer that should have log-probs has them, or was withheld by a filter, which leaves none."""
+    return bool(answer.logprobs) or answer.finish_reason == "content_filter"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.evaluation.judges.base import JudgeRequest
+from src.evaluation.judges.base import JudgeRequest, has_logprobs
 from src.evaluation.judges.settings import OpenAI
 from src.generation.client import ChatClient, ChatEndpoint, ChatRequest, Completion, Retries
 
@@ -28,10 +28,18 @@ class EndpointJudge:
         return ChatRequest(request.messages, {**request.settings, **self.settings.extra})
 
     def answered(self, request: JudgeRequest) -> bool:
-        """Whether the cache holds the answer, so that asking costs nothing."""
-        return self.client.known(self.chat(request))
+        """Whether the cache holds a usable answer, so that asking costs nothing. An answer without the log-probs that
+        the request wants is forgotten: the endpoint may have been started anew, and give them now."""
+        chat = self.chat(request)
+        answer = self.client.cached(chat)
+        if answer is not None and request.settings.get("logprobs") is True and not has_logprobs(answer):
+            self.client.forget(chat)
+            return False
+        return answer is not None
 
     def answer(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Completion]]:
+        for request in requests:
+            self.answered(request)
         yield from self.client.each([self.chat(request) for request in requests], self.settings.concurrency)
 
     def close(self) -> None:

@@ -56,19 +56,7 @@ class OpenAI:
             raise UserError(f"extra.{taken[0]} is no setting to add to a request; use judge.model, or leave it out")
 
     def problems(self) -> list[str]:
-        from src.generation.client import ChatEndpoint
-
-        try:
-            headers = ChatEndpoint(self.base_url, self.model, self.key_variable).headers()
-        except UserError as error:
-            return [f"judge: {error}"]
-        if headers or on_this_machine(self.base_url):
-            return []
-        return [
-            f"the judge {self.model} at {self.base_url} wants a key, and the environment variable {self.key_variable} "
-            f"holds none; set it (export {self.key_variable}=...), or take a judge on this machine: judge=openai "
-            "judge.base_url=http://127.0.0.1:8000/v1 judge.model=NAME"
-        ]
+        return key_problems("judge", self.base_url, self.model, self.key_variable)
 
     def open(self, cache: Path) -> Judge:
         from src.evaluation.judges.endpoint import EndpointJudge
@@ -128,6 +116,26 @@ class Replay:
         from src.evaluation.judges.replay import ReplayJudge
 
         return ReplayJudge(Path(self.file).expanduser())
+
+
+def key_problems(role: str, base_url: str, model: str, key_variable: str) -> list[str]:
+    """Why an endpoint cannot be asked: no address, a key that is none, or no key for one that is not on this machine.
+
+    ``role``: judge or generator, the configuration's name for it.
+    """
+    from src.generation.client import ChatEndpoint
+
+    try:
+        headers = ChatEndpoint(base_url, model, key_variable).headers()
+    except UserError as error:
+        return [f"{role}: {error}"]
+    if headers or on_this_machine(base_url):
+        return []
+    return [
+        f"the {role} {model} at {base_url} wants a key, and the environment variable {key_variable} holds none; set it "
+        f"(export {key_variable}=...), or take one on this machine: {role}=openai "
+        f"{role}.base_url=http://127.0.0.1:8000/v1 {role}.model=NAME"
+    ]
 
 
 def on_this_machine(base_url: str) -> bool:
