@@ -21,6 +21,7 @@ PROGRAMS = {
     "src.preflight": "train",
     "src.evaluation.ranking": "ranking",
     "src.evaluation.mt_bench": "mt_bench",
+    "src.evaluation.arena_hard": "arena_hard",
     "src.report": "report",
     "src.data.gaps": "gaps",
     "src.generate": "generate",
