@@ -1,4 +1,4 @@
-"""`python -m src.evaluation.mt_bench checkpoint=RUN`: MT-Bench of a model, or of stored judgments."""
+"""`python -m src.evaluation.mt_bench checkpoint=RUN`: MT-Bench of a model, or of stored answers or judgments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,30 @@ def main(config: DictConfig) -> int:
     if problems := problems_of(config, MTBenchConfig):
         raise Problems(problems)
     checked = cast(MTBenchConfig, config)
-    if checked.judgments is None:
-        raise UserError("judgments has no value; give FastChat's *_single.jsonl: stage=score judgments=FILE")
-    return score_stored(checked)
+    return measure(checked) if checked.judgments is None else score_stored(checked)
 
 
 def score_stored(config: MTBenchConfig) -> int:
+    """Judgments that are stored already."""
     from src.evaluation.finish import show
     from src.evaluation.mtbench.stored import stored_scores
 
     show(stored_scores(config), "mt_bench", config.output)
     return 0
+
+
+def measure(config: MTBenchConfig) -> int:
+    """A model's answers, which are judged here."""
+    from src.evaluation.mtbench.benchmark import mt_bench
+    from src.evaluation.stages import run_judged
+
+    if config.duplicates != "last":
+        raise UserError(
+            f"duplicates={config.duplicates} would not be read without judgments=FILE: here every answer is judged "
+            "once; leave it out"
+        )
+    benchmark = mt_bench(config)
+    return run_judged(config, benchmark, "src.evaluation.mt_bench", benchmark.read_outputs)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.data.cache import json_hash
-from src.data.sources.files import existing
+from src.data.sources.files import content_hash, existing
 from src.data.toy.benchmarks import as_prompt, conversations
 from src.data.toy.tasks import parse_task
 from src.data.toy.writers import ideal_answer
@@ -58,13 +58,16 @@ class MTBench:
     """``Benchmark``: every answer of a conversation is rated from 1 to 10, alone, after all that was said before.
 
     ``references``: question -> reference answers, of at least the categories ``WITH_REFERENCE``. ``by_category``:
-    whether answers are drawn at the category's temperature, or all at that of the decoding settings.
+    whether answers are drawn at the category's temperature, or all at that of the decoding settings. ``files``: what it
+    was read from; ``left_out``: ids of further questions that are not asked.
     """
 
     questions: tuple[Question, ...]
     references: Mapping[str, tuple[str, ...]]
     prompts: JudgePrompts
     by_category: bool = True
+    files: Mapping[str, Path] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
     name: str = "mt_bench"
 
     def __post_init__(self) -> None:
@@ -146,30 +149,21 @@ class MTBench:
         return ANSWER_TOKENS
 
     def read_outputs(self, path: Path) -> tuple[str, Outputs]:
-        """A model's stored answers (FastChat's ``model_answer``), matched by question id whatever their order.
-
-        Raises ``UserError`` where a question or a turn has no answer, or an answer no question.
-        """
+        """A model's name and its stored answers (FastChat's ``model_answer``) by question, whatever their order; those
+        to questions that ``max_items`` left out are passed over."""
         model, found = read_answers(path)
-        ids = [question.id for question in self.questions]
-        absent, foreign = [i for i in ids if i not in found], [i for i in found if i not in set(ids)]
-        if absent or foreign:
-            what = f"none to {listed(absent)}" if absent else f"some to questions that are not asked: {listed(foreign)}"
-            raise UserError(
-                f"{path} holds answers to {len(found)} questions, for {len(ids)} that are asked, and {what}; give one "
-                "answer to each, or the questions= that were answered"
-            )
-        for question in self.questions:
-            if len(found[question.id]) != len(question.turns):
-                raise UserError(
-                    f"{path}: question {question.id} has {len(found[question.id])} answers for {len(question.turns)} "
-                    "turns; give one for each"
-                )
-        return model, {i: found[i] for i in ids}
+        return model, {name: answers for name, answers in found.items() if name not in self.left_out}
 
     def first(self, count: int | None) -> MTBench:
         """With the first ``count`` questions only; all for ``None``."""
-        return self if count is None else replace(self, questions=self.questions[:count])
+        if count is None:
+            return self
+        left_out = frozenset(question.id for question in self.questions[count:])
+        return replace(self, questions=self.questions[:count], left_out=left_out)
+
+    def sources(self) -> dict[str, dict[str, str]]:
+        """The files it is made of, for the record."""
+        return {name: {"path": str(path), "hash": content_hash([path])} for name, path in self.files.items()}
 
 
 def spoken(opinion: Opinion) -> Completion:
@@ -178,23 +172,24 @@ def spoken(opinion: Opinion) -> Completion:
     return Completion(f"Rating: [[{rating:.6g}]]", "stop")
 
 
-def listed(ids: Sequence[str]) -> str:
-    """The first ids."""
-    return ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-
-
 def mt_bench(config: MTBenchConfig) -> MTBench:
     """The benchmark that ``config`` asks for: from its owners' files, given or fetched into ``cache_root/mt_bench``, or
     on the toy world."""
-    prompts = read_prompts(OWN if config.judge_prompts is None else existing(config.judge_prompts, "judge_prompts"))
+    prompts = OWN if config.judge_prompts is None else existing(config.judge_prompts, "judge_prompts")
     by_category = config.decoding.temperature is None
     if config.benchmark == "toy":
         refuse_files(config)
-        return toy(prompts, by_category)
+        return toy(read_prompts(prompts), by_category).first(config.max_items)
     folder = Path(config.cache_root) / "mt_bench"
-    questions = read_questions(named(config.questions or "fastchat", QUESTIONS, folder, "questions"))
-    references = read_references(named(config.reference_answers or "simpo", REFERENCES, folder, "reference_answers"))
-    return MTBench(questions, references, prompts, by_category)
+    questions = named(config.questions or "fastchat", QUESTIONS, folder, "questions")
+    references = named(config.reference_answers or "simpo", REFERENCES, folder, "reference_answers")
+    return MTBench(
+        read_questions(questions),
+        read_references(references),
+        read_prompts(prompts),
+        by_category,
+        files={"questions": questions, "reference answers": references, "judge prompts": prompts},
+    ).first(config.max_items)
 
 
 def refuse_files(config: MTBenchConfig) -> None:
