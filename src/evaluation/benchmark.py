@@ -54,7 +54,9 @@ class Benchmark(Protocol):
     gives its reference files to the record, name -> ``{"path", "hash"}``.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """In messages."""
 
     def items(self) -> Sequence[Item]:
         """All questions, in the benchmark's order (of a trial, the first ``max_items``: whoever makes the benchmark

@@ -23,10 +23,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Prices(Protocol):
-    """What of a judge's settings the cost so far is counted by: USD per million tokens."""
+    """What of a judge's settings the cost so far is counted by."""
 
-    input_price: float | None
-    output_price: float | None
+    @property
+    def input_price(self) -> float | None:
+        """USD per million tokens asked; ``None`` where unknown."""
+
+    @property
+    def output_price(self) -> float | None:
+        """USD per million tokens answered, likewise."""
 
 
 @dataclass

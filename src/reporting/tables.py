@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
+from src.errors import UserError
 from src.evaluation.records import Record
 from src.evaluation.statistics import METRICS
 
@@ -57,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows that may be compared with each other, and what they have in common."""
+    """Rows that may be compared with each other, and what they have in common; ``judge``: of benchmarks with one."""
 
     benchmark: str
     model: str
@@ -67,6 +68,7 @@ class Table:
     settings: Mapping[str, Any]
     metrics: tuple[str, ...]
     rows: tuple[Row, ...] = field(default=())
+    judge: str = ""
 
     @property
     def title(self) -> str:
@@ -104,7 +106,10 @@ def title(metric: str) -> str:
 
 
 def build_tables(records: Iterable[Record]) -> list[Table]:
-    """Group records into tables; rows best first by the first accuracy column, tables by name."""
+    """Group records into tables; rows best first by the first accuracy column, tables by name.
+
+    Raises ``UserError`` when the records of a table have different judges, whose numbers do not compare.
+    """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         run = record.run
@@ -117,6 +122,7 @@ def build_tables(records: Iterable[Record]) -> list[Table]:
 
 def _table(records: list[Record]) -> Table:
     first = records[0]
+    _refuse_several_judges(records)
     rows = [_row(label, group) for label, group in _label_rows(records)]
     present = {metric for row in rows for metric in row.cells}
     metrics = tuple([m for m in METRICS if m in present] + sorted(present - set(METRICS)))
@@ -131,6 +137,27 @@ def _table(records: list[Record]) -> Table:
         settings=first.settings,
         metrics=metrics,
         rows=tuple(_mark_best(rows, metrics)),
+        judge="" if first.judge is None else first.judge.model,
+    )
+
+
+def _refuse_several_judges(records: Sequence[Record]) -> None:
+    judges: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        identity = () if record.judge is None else record.judge.identity
+        judges.setdefault(identity, []).append(record)
+    if len(judges) < 2:
+        return
+    said = "; ".join(
+        f"{' '.join((*identity[:2], f'with prompts {identity[2][:8]}')) if identity else 'no judge'}: "
+        f"{', '.join(record.id for record in found)}"
+        for identity, found in judges.items()
+    )
+    first = records[0]
+    raise UserError(
+        f"the {first.benchmark} records of {first.run.model} on {first.run.dataset} have {len(judges)} judges "
+        f"({said}), whose numbers do not compare; give the records of one judge alone, such as a folder of theirs: "
+        "records=FOLDER"
     )
 
 
@@ -257,6 +284,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
                 texts.append(f"**{text}**" if cell is not None and cell.best else text)
             lines.append("| " + " | ".join(texts) + " |")
         lines += ["", *(f"* {_escape(note)}" for note in table.notes)]
+        if table.judge:
+            lines.append(f"* Judge: {_escape(table.judge)}")
         if table.settings:
             lines.append(f"* Settings: {_escape(table.settings_line)}")
         blocks.append("\n".join(lines).rstrip())

@@ -71,12 +71,23 @@ class Judge(Protocol):
 class JudgeSettings(Protocol):
     """A choice of conf/judge: light, and opened when there is something to judge."""
 
-    name: str
-    input_price: float | None
-    output_price: float | None
-    concurrency: int
-    seconds_per_answer: float
     paid: ClassVar[bool]
+
+    @property
+    def input_price(self) -> float | None:
+        """USD per million tokens asked; ``None`` where unknown."""
+
+    @property
+    def output_price(self) -> float | None:
+        """USD per million tokens answered, likewise."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests under way at a time."""
+
+    @property
+    def seconds_per_answer(self) -> float:
+        """About how long one answer takes."""
 
     def problems(self) -> list[str]:
         """Why it cannot be asked from here (no key in the environment, a file that is absent), as sentences."""
