@@ -95,8 +95,14 @@ class LmHarnessConfig(BenchmarkConfig):
 
     stage: str = one_of("all", "score")
     samples: Any = None
-    tasks: list[str] = MISSING
+    tasks: Any = None
     tasks_from: str | None = None
+    num_fewshot: int | None = number(None, at_least=0)
+    apply_chat_template: bool | None = None
+    fewshot_as_multiturn: bool = MISSING
+    seeds: list[int] = MISSING
+    backend: str = one_of("hf", "vllm")
+    batch_size: Any = MISSING
     device: str = one_of("auto", "cpu", "cuda")
 
 
@@ -105,9 +111,15 @@ class RMBenchConfig(BenchmarkConfig):
     """conf/rm_bench.yaml."""
 
     stage: str = one_of("all", "score")
+    data: Any = None
     samples: Any = None
+    scorer: str | None = None
+    reward: str = one_of("average", "sum", "norm", "reference", "method")
+    reference: str | None = None
+    truncation: str = one_of("official", "training")
     device: str = one_of("auto", "cpu", "cuda")
     micro_batch_size: int = number(at_least=1)
+    shard_size: int = number(at_least=1)
 
 
 @dataclass

@@ -22,6 +22,7 @@ PROGRAMS = {
     "src.evaluation.ranking": "ranking",
     "src.evaluation.mt_bench": "mt_bench",
     "src.evaluation.arena_hard": "arena_hard",
+    "src.evaluation.listwise": "listwise",
     "src.report": "report",
     "src.data.gaps": "gaps",
     "src.generate": "generate",

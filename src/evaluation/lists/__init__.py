@@ -1,0 +1,1 @@
+"""Listwise evaluation: all responses to a prompt ranked by a reward, against their scores."""
