@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from src.errors import Problems, UserError
 from src.evaluation.alpaca.annotations import Annotations, parsed, read_annotations
 from src.evaluation.alpaca.judging import Pair, preferences
 from src.evaluation.alpaca.package import alpaca_eval
 from src.evaluation.alpaca.reference import FILES, Reference, read_reference
-from src.evaluation.alpaca.scores import Rules, read_regularization, scores_of
+from src.evaluation.alpaca.scores import Rules, scores_of
+from src.evaluation.alpaca.settings import plain, rules_of
 from src.evaluation.finish import ModelScores, show
 from src.evaluation.stored import files_given
 
@@ -50,18 +51,6 @@ def score_stored(config: AlpacaEvalConfig) -> int:
 def given_files(config: AlpacaEvalConfig) -> dict[str, str | None]:
     """The reference files as the configuration names them."""
     return {key: getattr(config, key) for key in FILES}
-
-
-def rules_of(config: AlpacaEvalConfig) -> Rules:
-    """How judgments are scored."""
-    return Rules(read_regularization(plain(config.regularization)), config.missing_rows == "as_published")
-
-
-def plain(value: Any) -> Any:
-    """A value of the configuration as plain data."""
-    from omegaconf import Container, OmegaConf
-
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
 
 
 def model_scores(annotations: Annotations, reference: Reference, rules: Rules) -> ModelScores:
