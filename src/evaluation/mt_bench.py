@@ -30,9 +30,15 @@ def score_stored(config: MTBenchConfig) -> int:
 
 def measure(config: MTBenchConfig) -> int:
     """A model's answers, which are judged here."""
+    from src.build import build
     from src.evaluation.mtbench.benchmark import mt_bench
     from src.evaluation.stages import run_judged
 
+    if config.checkpoint is None and config.outputs is None and build(config.generator, "generator").needs_weights:
+        raise UserError(
+            "there is nothing to measure; give checkpoint=RUN, outputs=FILE (stored answers), generator=openai (a "
+            "model elsewhere), or stage=score judgments=FILE (stored judgments)"
+        )
     if config.duplicates != "last":
         raise UserError(
             f"duplicates={config.duplicates} would not be read without judgments=FILE: here every answer is judged "

@@ -41,7 +41,8 @@ def small(*questions: Question, **changes: Any) -> MTBench:
 
 def config(**values: Any) -> MTBenchConfig:
     settings = {"benchmark": "official", "questions": None, "reference_answers": None, "judge_prompts": None}
-    settings |= {"decoding": SimpleNamespace(temperature=None), "cache_root": "nowhere", **values}
+    settings |= {"decoding": SimpleNamespace(temperature=None), "cache_root": "nowhere", "max_items": None}
+    settings |= values
     return cast(MTBenchConfig, SimpleNamespace(**settings))
 
 
@@ -160,15 +161,15 @@ def test_a_judgment_without_rating_is_left_out_and_not_asked_again() -> None:
 def test_stored_answers_are_matched_by_question(tmp_path: Path) -> None:
     file = lines(tmp_path / "m.jsonl", answer(111, "two", "three"), answer("81", "Once {upon}", "Once"))
     name, outputs = small().read_outputs(file)
-    assert (name, list(outputs.items())) == ("m", list(ANSWERS.items()))
+    assert (name, outputs) == ("m", ANSWERS)
+    assert small().first(1).read_outputs(file)[1] == {"81": ANSWERS["81"]}
+    assert [item.id for item in small().first(1).items()] == ["81"]
+    assert small().first(None) == small().first(9) == small()
 
 
 @pytest.mark.parametrize(
     ("rows", "fragments"),
     [
-        ([answer(81, "a", "b")], ("answers to 1 questions, for 2 that are asked, and none to 111",)),
-        ([answer(i, "a", "b") for i in (81, 111, 7)], ("3 questions, for 2", "not asked: 7", "questions= that were")),
-        ([answer(81, "a"), answer(111, "a", "b")], ("question 81 has 1 answers for 2 turns",)),
         ([answer(81, "a", "b"), answer(81, "a", "b")], (":2: question 81 is there twice",)),
         ([answer(81, "a", "b"), answer(111, "a", "b", model="n")], ("several models (m, n)",)),
         ([{"question_id": 81, "model_id": "m", "choices": []}], (":1: field 'choices' must be",)),
