@@ -113,8 +113,7 @@ class RMBenchConfig(BenchmarkConfig):
     stage: str = one_of("all", "score")
     data: Any = None
     samples: Any = None
-    scorer: str | None = None
-    reward: str = one_of("average", "sum", "norm", "reference", "method")
+    reward: str | None = None
     reference: str | None = None
     truncation: str = one_of("official", "training")
     device: str = one_of("auto", "cpu", "cuda")

@@ -23,6 +23,7 @@ PROGRAMS = {
     "src.evaluation.mt_bench": "mt_bench",
     "src.evaluation.arena_hard": "arena_hard",
     "src.evaluation.listwise": "listwise",
+    "src.evaluation.rm_bench": "rm_bench",
     "src.report": "report",
     "src.data.gaps": "gaps",
     "src.generate": "generate",
