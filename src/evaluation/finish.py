@@ -37,9 +37,10 @@ def show(models: Sequence[ModelScores], benchmark: str, output: str) -> None:
 
 
 def json_of(one: ModelScores, benchmark: str) -> dict[str, Any]:
-    """``{"benchmark", "model", "judge", metric: value, metric_low, metric_high, "counts", "notes"}``.
+    """``{"benchmark", "model", "judge", metric: value, metric_low, metric_high, "counts", "notes", "details"}``.
 
-    A metric without a value is null, with its reason under ``metric_reason``; bounds only where there are any.
+    A metric without a value is null, with its reason under ``metric_reason``; bounds and details only where there are
+    any.
     """
     found: dict[str, Any] = {"benchmark": benchmark, "model": one.model, "judge": one.judge}
     for name, metric in one.scores.metrics.items():
@@ -49,7 +50,8 @@ def json_of(one: ModelScores, benchmark: str) -> dict[str, Any]:
         for bound, value in (("low", metric["low"]), ("high", metric["high"])):
             if value is not None:
                 found[f"{name}_{bound}"] = finite(value)
-    return found | {"counts": dict(one.scores.counts), "notes": list(one.scores.notes)}
+    found |= {"counts": dict(one.scores.counts), "notes": list(one.scores.notes)}
+    return found | ({"details": dict(one.scores.details)} if one.scores.details else {})
 
 
 def lines_of(one: ModelScores, benchmark: str) -> list[str]:
