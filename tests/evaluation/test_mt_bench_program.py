@@ -81,6 +81,10 @@ def test_two_turns_a_judge_and_a_record(tmp_path: Path) -> None:
     assert all((payload["temperature"], payload["max_tokens"]) == (0, 2048) for payload in judged)
     shown = next(one["messages"][1]["content"] for one in judged if "Plus 1?" in one["messages"][1]["content"])
     assert_says(shown, "### Reference answer:\n3\n", "### Assistant A:\nto Plus 1?")
+    (kept,) = (tmp_path / "evaluations" / "judgments").iterdir()
+    questions = next(part for part in settings if part.startswith("questions="))
+    (alone,) = results(call(PROGRAM, "stage=score", f"judgments={kept}", questions, "output=json").out)
+    assert alone == {**{key: found[key] for key in alone}, "model": kept.name}
     (path,) = (tmp_path / "records").iterdir()
     record = json.loads(path.read_text())
     assert (record["benchmark"], record["judge"]["model"]) == ("mt_bench", JUDGE)

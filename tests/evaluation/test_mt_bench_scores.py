@@ -150,8 +150,8 @@ def test_the_text_decides_and_a_stored_score_is_checked(tmp_path: Path) -> None:
 
 def test_several_models_and_files_come_in_their_order(tmp_path: Path) -> None:
     one = written(tmp_path / "one.jsonl", row(81, 1, 4, "z"), row(81, 1, 5, "a"))
-    two = tmp_path / "two.jsonl.gz"
-    two.write_bytes(gzip.compress(json.dumps(row(81, 2, 8, "z")).encode()))
+    two = tmp_path / "two.json.gz"
+    two.write_bytes(gzip.compress(json.dumps([row(81, 2, 8, "z")]).encode()))
     found = printed(f"judgments=[{one},{two}]")
     assert [(model["model"], model["overall"], model["judge"]) for model in found] == [
         ("z", 6.0, "gpt-4"),
@@ -184,7 +184,7 @@ def test_questions_of_ones_own(tmp_path: Path) -> None:
 def test_lines_that_are_no_judgment(tmp_path: Path, changes: dict[str, Any], fragments: tuple[str, ...]) -> None:
     file = written(tmp_path / "j.jsonl", row(81, 1), row(81, 2, **changes))
     with pytest.raises(UserError) as caught:
-        read_judgments([file], official_layout())
+        read_judgments(str(file), official_layout())
     assert_says(str(caught.value), f"{file}:2: ", *fragments)
 
 
@@ -195,7 +195,7 @@ def test_keys_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
     )
     assert_says(message, "stage=score, not stage=all", "checkpoint=runs/x", "max_items=3", "decoding.top_p", "dry_run")
     assert_says(refused(PROGRAM, "stage=score", "judgments=nowhere.jsonl"), "judgments=nowhere.jsonl: no such file")
-    assert_says(refused(PROGRAM, "stage=score", "judgments={a: 1}"), "must be a file or a list of files")
+    assert_says(refused(PROGRAM, "stage=score", f"judgments=[{file},{file}]"), "would count twice")
 
 
 def test_standard_output_holds_json_alone(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_published_means() -> None:
 
 @needs_shared
 def test_every_stored_judgment_says_its_stored_score() -> None:
-    models = read_judgments([JUDGMENTS], official_layout())
+    models = read_judgments(str(JUDGMENTS), official_layout())
     judgments = [judgment for model in models for judgment in model.judgments]
     assert len(judgments) == 960
     assert [judgment.rating for judgment in judgments] == [judgment.stored for judgment in judgments]

@@ -19,6 +19,7 @@ from src.evaluation.judges.base import Judged, JudgeRequest, Opinion
 from src.evaluation.mtbench.files import (
     QUESTIONS,
     REFERENCES,
+    TURN,
     Question,
     layout_of,
     named,
@@ -125,7 +126,7 @@ class MTBench:
         """What the judge is asked about the answer to ``turn``."""
         said = [text for pair in zip(question.turns, answers, strict=True) for text in pair]
         return JudgeRequest(
-            id=f"{question.id}:turn-{turn}",
+            id=f"{question.id}{TURN}{turn}",
             messages=self.prompts.messages(turn, question.turns, answers, self.reference_of(question)),
             settings=JUDGE_SETTINGS,
             prompt=as_prompt(*said[: 2 * turn - 1]),
@@ -140,7 +141,7 @@ class MTBench:
     def score(self, outputs: Outputs, judged: Sequence[Judged]) -> Scores:
         judgments = []
         for one in judged:
-            question, _, turn = one.request.id.rpartition(":turn-")
+            question, _, turn = one.request.id.rpartition(TURN)
             judgments += [Judgment(question, int(turn), answer.text) for answer in one.answers]
         layout = layout_of([question for question in self.questions if question.id in outputs])
         return score(judgments, layout.categories, layout.turns)

@@ -17,6 +17,7 @@ from src.data.pairs import optional_text, require, text_field
 from src.data.sources.files import existing, located, read_json_lines
 from src.errors import UserError
 from src.evaluation.mtbench.ratings import Judgment
+from src.evaluation.stored import files_given, stem_of, stored_rows
 
 FASTCHAT = (
     "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/"
@@ -39,6 +40,9 @@ REFERENCES = {
 """Address and SHA-256 of the content: FastChat's own, and those that the SimPO paper judged with."""
 
 FETCH_SECONDS = 20.0
+TURN = ":turn-"
+"""Between question and turn in the ids of our own judgments."""
+
 OFFICIAL = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_ID, PER_CATEGORY, OFFICIAL_TURNS = 81, 10, 2
 
@@ -152,25 +156,36 @@ def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def read_judgments(paths: Sequence[Path], layout: Layout) -> list[ModelJudgments]:
+def read_judgments(given: Any, layout: Layout) -> list[ModelJudgments]:
     """Judgments of single answers (``gpt-4_single.jsonl``), model by model in the order in which they first occur.
 
-    Raises ``UserError`` with file and line for a line that is none, a question or turn that ``layout`` does not have,
-    and for a second judge: scores of different judges cannot stand side by side.
+    ``given``: a file or a list of them; a judgments directory of ours is one too, whose model is named by it. Raises
+    ``UserError`` with file and line for a line that is none, a question or turn that ``layout`` does not have, and for
+    a second judge: scores of different judges cannot stand side by side.
     """
     found: dict[str, ModelJudgments] = {}
     judges: dict[str | None, None] = {}
-    for path in paths:
-        for line, record in read_json_lines(path):
-            with located(path, line):
-                model, judge = text_field(record, "model"), judge_of(record)
+    for name in files_given(given, "judgments"):
+        for file, line, record in stored_rows(name, "judgments"):
+            with located(Path(file), line):
+                row = as_fastchat(record, stem_of(name))
+                model, judge = text_field(row, "model"), judge_of(row)
                 judges.setdefault(judge)
                 if len(judges) > 1:
-                    names = " and ".join("nobody named" if name is None else name for name in judges)
+                    names = " and ".join("nobody named" if one is None else one for one in judges)
                     raise UserError(f"judged by {names}, whose scores cannot be compared; score each judge's apart")
-                judgment = judgment_of(record, layout)
+                judgment = judgment_of(row, layout)
             found.setdefault(model, ModelJudgments(model, judge)).judgments.append(judgment)
     return list(found.values())
+
+
+def as_fastchat(record: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    """A line of a judgments directory of ours under FastChat's names; any other line as it is."""
+    question, mark, turn = str(record.get("id")).rpartition(TURN)
+    if not (mark and turn.isdecimal() and isinstance(record.get("judge"), Mapping)):
+        return record
+    judge = record["judge"].get("model")
+    return {"question_id": question, "turn": int(turn), "judgment": record.get("text"), "model": model, "judge": judge}
 
 
 def judge_of(record: Mapping[str, Any]) -> str | None:
@@ -200,14 +215,6 @@ def judgment_of(record: Mapping[str, Any], layout: Layout) -> Judgment:
     if text is None and "score" not in record:
         raise UserError("neither 'judgment' (the judge's text) nor 'score' is there, so there is nothing to count")
     return Judgment(question, turn, text, math.nan if stored is None and text is None else stored)
-
-
-def paths_of(value: Any, key: str) -> list[Path]:
-    """The files that a key names, one or a list; raises ``UserError`` for one that is not there."""
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not values or not all(isinstance(one, str) for one in values):
-        raise UserError(f"{key}={value} must be a file or a list of files")
-    return [existing(one, key) for one in values]
 
 
 def fetched(source: tuple[str, str], folder: Path, key: str) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from src.data.sources.files import existing
 from src.errors import Problems
 from src.evaluation.finish import ModelScores
 from src.evaluation.mtbench.files import (
     Layout,
     layout_of,
     official_layout,
-    paths_of,
     read_judgments,
     read_questions,
 )
@@ -31,7 +31,7 @@ def stored_scores(config: MTBenchConfig) -> list[ModelScores]:
     """The scores of every model in the files ``config.judgments``, in their order."""
     refuse_unread(config)
     layout = layout_for(config.questions)
-    found = read_judgments(paths_of(config.judgments, "judgments"), layout)
+    found = read_judgments(config.judgments, layout)
     return [
         ModelScores(one.model, one.judge, score(one.judgments, layout.categories, layout.turns, config.duplicates))
         for one in found
@@ -41,7 +41,7 @@ def stored_scores(config: MTBenchConfig) -> list[ModelScores]:
 def layout_for(questions: str | None) -> Layout:
     """That of the questions file, or of the official questions."""
     if questions is not None:
-        return layout_of(read_questions(paths_of(questions, "questions")[0]))
+        return layout_of(read_questions(existing(questions, "questions")))
     print("questions: the official ones, ids 81 to 160 (questions= names others)", file=sys.stderr)
     return official_layout()
 
