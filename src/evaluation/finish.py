@@ -51,7 +51,7 @@ def json_of(one: ModelScores, benchmark: str) -> dict[str, Any]:
             if value is not None:
                 found[f"{name}_{bound}"] = finite(value)
     found |= {"counts": dict(one.scores.counts), "notes": list(one.scores.notes)}
-    return found | ({"details": dict(one.scores.details)} if one.scores.details else {})
+    return found | ({"details": without_nan(dict(one.scores.details))} if one.scores.details else {})
 
 
 def lines_of(one: ModelScores, benchmark: str) -> list[str]:
@@ -76,6 +76,15 @@ def metric_line(name: str, metric: Metric) -> str:
 def finite(value: float | None) -> float | None:
     """``value``, or ``None`` for what is no finite number (JSON has none)."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def without_nan(value: Any) -> Any:
+    """Plain data whose numbers are all finite: null in the place of others, since JSON has none."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def clean(metric: Metric) -> Metric:
@@ -115,7 +124,7 @@ def finish(
         judge=judge,
         counts=dict(scores.counts),
         notes=scores.notes,
-        details=dict(scores.details),
+        details=without_nan(dict(scores.details)),
         sources=dict(sources or {}),
     )
     path = write_record(Path(config.records_root), record)
