@@ -9,16 +9,20 @@ from omegaconf import DictConfig
 from src.benchmark_schema import ArenaHardConfig
 from src.cli import entry_point
 from src.config import problems_of
-from src.errors import Problems, UserError
+from src.errors import Problems
 
 
 def main(config: DictConfig) -> int:
     if problems := problems_of(config, ArenaHardConfig):
         raise Problems(problems)
     checked = cast(ArenaHardConfig, config)
-    if checked.judgments is None and checked.battles is None:
-        raise UserError("there is nothing to score; give stage=score judgments=FILE or battles=FILE")
-    return score_stored(checked)
+    if checked.judgments is not None or checked.battles is not None:
+        return score_stored(checked)
+    from src.evaluation.arena.benchmark import arena_hard
+    from src.evaluation.stages import run_judged
+
+    benchmark = arena_hard(checked)
+    return run_judged(checked, benchmark, "src.evaluation.arena_hard", benchmark.read_outputs)
 
 
 def score_stored(config: ArenaHardConfig) -> int:

@@ -5,15 +5,15 @@ Each is JSON lines or a JSON list, plain or gzipped.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.data.pairs import optional_text, require, text_field
-from src.data.sources.files import located, open_content, read_json_lines
+from src.data.sources.files import located
 from src.errors import UserError
+from src.evaluation.stored import stored_rows
 
 CATEGORY = "arena-hard-v0.1"
 OWNERS = (
@@ -37,28 +37,6 @@ class Question:
     cluster: str = ""
 
 
-def records_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line, or number in the list, record) of JSON lines or of one JSON list of objects."""
-    with open_content(path) as content:
-        first = content.read(1)
-        while first.isspace():
-            first = content.read(1)
-        rest = content.read() if first == b"[" else b""
-    if not rest:
-        yield from read_json_lines(path)
-        return
-    try:
-        records = json.loads(b"[" + rest)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}: entry {number} must be a JSON object, not {record!r:.40}")
-        yield number, record
-    if not records:
-        raise UserError(f"{path} holds no record")
-
-
 def question_id(record: Mapping[str, Any]) -> str:
     """``uid`` (2025) or ``question_id`` (2024): the same ids."""
     return text_field(record, "uid") if "uid" in record else text_field(record, "question_id")
@@ -67,7 +45,7 @@ def question_id(record: Mapping[str, Any]) -> str:
 def read_questions(path: Path) -> tuple[Question, ...]:
     """``question.jsonl``, in its order. Raises ``UserError`` for an id that is there twice, or another benchmark's."""
     found: dict[str, Question] = {}
-    for line, record in records_of(path):
+    for _, line, record in stored_rows(str(path), "questions"):
         with located(path, line):
             refuse_other_category(record)
             prompt = turn_text(record, "turns", "content") if "turns" in record else text_field(record, "prompt")
@@ -85,7 +63,7 @@ def read_answers(path: Path) -> tuple[str, dict[str, str]]:
     """
     names: dict[str, None] = {}
     found: dict[str, str] = {}
-    for line, record in records_of(path):
+    for _, line, record in stored_rows(str(path), "outputs"):
         with located(path, line):
             names.setdefault(text_field(record, "model_id" if "model_id" in record else "model"))
             question = question_id(record)
@@ -126,21 +104,3 @@ def refuse_other_category(record: Mapping[str, Any]) -> None:
     category = optional_text(record, "category")
     if category not in (None, CATEGORY):
         raise UserError(f"category '{category}' is not of {CATEGORY}, which is what is scored here; give its files")
-
-
-def matched(path: Path, answers: Mapping[str, str], questions: Sequence[str], whose: str) -> dict[str, str]:
-    """``answers`` in the order of ``questions``; raises ``UserError`` where they are not exactly those asked for."""
-    missing = [one for one in questions if one not in answers]
-    wanted = set(questions)
-    unknown = [one for one in answers if one not in wanted]
-    if missing or unknown:
-        parts = [
-            f"{len(ids)} {what} (such as {ids[0]})"
-            for ids, what in ((missing, "missing"), (unknown, "to questions that are not asked"))
-            if ids
-        ]
-        raise UserError(
-            f"{path}: of the answers of {whose} to {len(questions)} questions, {' and '.join(parts)}; give one answer "
-            "to each question, by its uid"
-        )
-    return {one: answers[one] for one in questions}

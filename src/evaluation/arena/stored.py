@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from src.data.pairs import optional_text, require, text_field
 from src.data.sources.files import existing, located
 from src.errors import Problems, UserError
-from src.evaluation.arena.files import question_id, read_questions, records_of, refuse_other_category
+from src.evaluation.arena.files import question_id, read_questions, refuse_other_category
 from src.evaluation.arena.scores import Duel, ModelDuels, score
 from src.evaluation.arena.verdicts import ABSENT, CONTRADICTORY, NO_LABEL, RULES, STRONG, UNKNOWN, Rules, Verdict
 from src.evaluation.finish import ModelScores
-from src.evaluation.mtbench.files import paths_of
+from src.evaluation.stored import files_given, stored_rows
 
 if TYPE_CHECKING:
     from src.benchmark_schema import ArenaHardConfig
@@ -113,7 +113,7 @@ def notes_of(counts: Mapping[str, int], rows: str, rules: str = "", duplicates: 
     return tuple(text.format(counts[name]) for name, text in said.items() if counts.get(name))
 
 
-def read_judgments(paths: Sequence[Path], rules: Rules, baseline: str) -> list[Judgments]:
+def read_judgments(files: Sequence[str], rules: Rules, baseline: str) -> list[Judgments]:
     """Judgments of pairs, model by model in the order in which they first occur.
 
     Raises ``UserError`` with file and line for a line that is none, another baseline or category, and for a second
@@ -121,9 +121,9 @@ def read_judgments(paths: Sequence[Path], rules: Rules, baseline: str) -> list[J
     """
     found: dict[str, Judgments] = {}
     judges: dict[str | None, None] = {}
-    for path in paths:
-        for line, record in records_of(path):
-            with located(path, line):
+    for file in files:
+        for path, line, record in stored_rows(file, "judgments"):
+            with located(Path(path), line):
                 refuse_other_category(record)
                 if (other := optional_text(record, "baseline")) not in (None, baseline):
                     raise UserError(f"judged against {other}, not {baseline}; write baseline={other}")
@@ -160,7 +160,7 @@ def verdict_of(game: Any, rules: Rules) -> tuple[Verdict, bool]:
     return verdict, "score" in game and stored != verdict.label
 
 
-def read_battles(paths: Sequence[Path], baseline: str, questions: Sequence[str] | None) -> list[ModelDuels]:
+def read_battles(files: Sequence[str], baseline: str, questions: Sequence[str] | None) -> list[ModelDuels]:
     """Battles, model by model in the order in which they first occur.
 
     A battles file does not say which game a row is of, so every row counts, as the owners' script counts it. A question
@@ -168,12 +168,12 @@ def read_battles(paths: Sequence[Path], baseline: str, questions: Sequence[str] 
     Raises ``UserError`` with file and line for a row that is no battle with the baseline, and for a model in two files.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    origin: dict[str, Path] = {}
+    origin: dict[str, str] = {}
     unknown: Counter[str] = Counter()
     known = None if questions is None else set(questions)
-    for path in paths:
-        for line, record in records_of(path):
-            with located(path, line):
+    for file in files:
+        for path, line, record in stored_rows(file, "battles"):
+            with located(Path(path), line):
                 model, question, points = battle_of(record, baseline)
                 if origin.setdefault(model, path) != path:
                     raise UserError(f"{model} is in {origin[model]} too, so its battles would count twice; give one")
@@ -218,9 +218,9 @@ def stored_scores(config: ArenaHardConfig) -> list[ModelScores]:
     if config.questions is not None:
         questions = [one.id for one in read_questions(existing(config.questions, "questions"))]
     if config.battles is not None:
-        models = read_battles(paths_of(config.battles, "battles"), baseline, questions)
+        models = read_battles(files_given(config.battles, "battles"), baseline, questions)
     else:
-        found = read_judgments(paths_of(config.judgments, "judgments"), rules, baseline)
+        found = read_judgments(files_given(config.judgments, "judgments"), rules, baseline)
         models = [duels_of_judgments(one, rules, config.duplicates, questions) for one in found]
     scores = score(models, rules, config.rounds, config.seed, baseline)
     return [ModelScores(one.model, one.judge, scored) for one, scored in zip(models, scores, strict=True)]
