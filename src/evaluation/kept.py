@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src.data.cache import json_hash
+from src.evaluation.finish import finite
 from src.evaluation.rewards import LogProbScorer, Row, RowLogProbs, batches
 from src.generation.shards import Shard, ShardedJsonl
 
@@ -125,11 +126,6 @@ def from_json(row: Mapping[str, Any]) -> RowLogProbs:
     """What ``to_json`` wrote."""
     terms = None if "per_token" not in row else tuple(number(term) for term in row["per_token"])
     return RowLogProbs(number(row["sum"]), row["tokens"], number(row["norm"]), terms)
-
-
-def finite(value: float) -> float | None:
-    """``value``, or ``None`` for NaN and infinities."""
-    return value if math.isfinite(value) else None
 
 
 def number(value: float | None) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 from src.data.hub import from_hub
 from src.data.pairs import Prompt, prompt_from_json
 from src.data.sources.files import located
+from src.data.toy.tasks import KINDS
 from src.errors import UserError
 from src.evaluation.stored import stem_of, stored_rows
 
@@ -48,8 +49,7 @@ OFFICIAL = Layout(
 )
 """Sizes: the paper's 1327 items in all, of which 798 are not math."""
 
-TOY_KINDS = ("list", "sort", "arithmetic", "choice")
-TOY = Layout("toy", {kind: kind for kind in TOY_KINDS})
+TOY = Layout("toy", {kind: kind for kind in KINDS})
 TOY_ITEMS = 200
 
 
@@ -212,7 +212,7 @@ def toy_items(count: int = TOY_ITEMS) -> list[StyleItem]:
         row = {
             "id": item.id,
             "domain": item.kind,
-            "prompt": item.prompt[0].content,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in item.prompt],
             "chosen": list(item.chosen),
             "rejected": list(item.rejected),
         }
