@@ -20,6 +20,7 @@ PROGRAMS = {
     "src.train": "train",
     "src.preflight": "train",
     "src.evaluation.ranking": "ranking",
+    "src.evaluation.alpaca_eval": "alpaca_eval",
     "src.evaluation.mt_bench": "mt_bench",
     "src.evaluation.arena_hard": "arena_hard",
     "src.evaluation.listwise": "listwise",
@@ -29,6 +30,7 @@ PROGRAMS = {
     "src.generate": "generate",
     "src.annotate": "annotate",
     "src.data.show": "show",
+    "src.evaluation.lm_harness": "lm_harness",
 }
 """Entry points and the configuration of each."""
 

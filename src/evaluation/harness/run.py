@@ -14,6 +14,7 @@ from unittest import mock
 
 from src.benchmark_schema import LmHarnessConfig
 from src.data.cache import json_hash
+from src.errors import UserError
 from src.evaluation.harness.load import Unit
 from src.evaluation.harness.package import require_lm_eval, say
 from src.evaluation.harness.samples import sample_line
@@ -163,6 +164,7 @@ def evaluated(unit: Unit, settings: Settings, lm: LM, cache: str | None) -> dict
     import lm_eval.evaluator
 
     first, second, third, fourth = settings.seeds
+    refuse_long_answers(unit, lm)
     with mock.patch.object(lm_eval.evaluator, "add_env_info"):  # our record has it, and it takes seconds each time
         found = lm_eval.evaluator.simple_evaluate(
             model=lm,
@@ -181,6 +183,21 @@ def evaluated(unit: Unit, settings: Settings, lm: LM, cache: str | None) -> dict
             fewshot_random_seed=fourth,
         )
     return dict(found)
+
+
+def refuse_long_answers(unit: Unit, lm: LM) -> None:
+    """Raise ``UserError`` where a task's longest answer leaves no room for a prompt."""
+    longest = getattr(lm, "max_length", None)
+    for name, task in unit.tasks.items():
+        if task.OUTPUT_TYPE != "generate_until" or not isinstance(longest, int):
+            continue
+        answer = generated_tokens(lm, task.config.generation_kwargs or {})
+        if answer >= longest:
+            raise UserError(
+                f"{name} lets answers have {answer} tokens, but the model takes {longest} tokens in all, so no prompt "
+                "would fit before one; leave the task out, or give it as a YAML of your own with a smaller "
+                "max_gen_toks in generation_kwargs (tasks_from)"
+            )
 
 
 def plain_results(results: Mapping[str, Any]) -> dict[str, Any]:

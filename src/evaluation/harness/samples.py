@@ -70,8 +70,8 @@ def read_logs(paths: Sequence[Path], tasks: Sequence[str]) -> list[Log]:
             log = logs.setdefault((model, task), Log(model, task, path))
             if log.path != path:
                 raise UserError(
-                    f"{log.path} and {path} both hold {task} of {model}, and which of them counts cannot be told (other "
-                    "examples in the prompt, another date?); give one of them to samples"
+                    f"{log.path} and {path} both hold {task} of {model}, and which of them counts cannot be told "
+                    "(other examples in the prompt, another date?); give one of them to samples"
                 )
             log.rows.append(row)
     return list(logs.values())
