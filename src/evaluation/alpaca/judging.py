@@ -7,11 +7,11 @@ more with the judge's answers in their place. In between the answers come from w
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.errors import UserError
 from src.evaluation.alpaca.package import ANNOTATOR, alpaca_eval, quiet
 
 Choice = Mapping[str, Any]
@@ -68,16 +68,29 @@ def questions(pairs: Sequence[Pair]) -> list[Question]:
     places = {pair.instruction: place for place, pair in enumerate(pairs)}
     asked = []
     for prompt, seen in zip(found, shown, strict=True):
-        place = places[seen.instruction]
-        try:
-            messages = prompt_to_chatml(prompt.strip())
-        except (AssertionError, IndexError, ValueError, SyntaxError) as error:
-            raise UserError(
-                f"the answer to instruction {place} ({seen.instruction!r:.60}) holds chat marks such as <|im_start|>, "
-                "which alpaca-eval's prompt cannot hold; give answers without the template's tokens"
-            ) from error
-        asked.append(Question(place, tuple(messages), (seen.output_1, seen.output_2)))
+        marked = any(mark in text for mark in MARKS for text in (seen.instruction, seen.output_1, seen.output_2))
+        messages = filled(prompt_to_chatml(prompt_template()), seen) if marked else prompt_to_chatml(prompt.strip())
+        asked.append(Question(places[seen.instruction], tuple(messages), (seen.output_1, seen.output_2)))
     return sorted(asked, key=lambda one: one.place)
+
+
+MARKS = ("<|im_start|>", "<|im_end|>")
+"""How the package's prompts tell messages apart."""
+
+
+def filled(messages: Sequence[Mapping[str, str]], seen: Pair) -> list[dict[str, str]]:
+    """The template's messages with the texts in their places, whatever marks these hold.
+
+    The package would cut such a prompt up at the text's own marks: an answer could end the question, or add messages.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        return str(getattr(seen, match[1]))
+
+    return [
+        {**message, "content": re.sub(r"\{(instruction|output_1|output_2)\}", fill, message["content"])}
+        for message in messages
+    ]
 
 
 def preferences(pairs: Sequence[Pair], choices: Mapping[int, Choice | None]) -> list[float | None]:
