@@ -23,12 +23,9 @@ from src.evaluation.arena.prompts import judge_prompts
 from src.evaluation.arena.verdicts import RULES
 from src.evaluation.judges.base import Judged, Opinion
 from src.generation.client import Completion
-from tests.entry import assert_says, call, refused
+from tests.entry import assert_says
+from tests.evaluation.arena_tools import SHARED, complaint, needs_data, printed, written
 from tests.unit.chat_server import Reply, answer, serving
-
-PROGRAM = "src.evaluation.arena_hard"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "arena_hard"
-needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the published Arena-Hard files are not here")
 
 QUESTIONS = (Question("q1", "First {braces}?", "c1"), Question("q2", "Second?", "c2"))
 AGAIN = "continue your judgment and finish by outputting a final verdict label"
@@ -43,11 +40,6 @@ OUTPUTS = {"q1": ("model {one}",), "q2": ("model two",)}
 
 def said(*texts: str) -> tuple[Completion, ...]:
     return tuple(Completion(text, "stop") for text in texts)
-
-
-def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def new_answer(question: str, text: str, model: str = "m") -> dict[str, Any]:
@@ -162,8 +154,8 @@ def test_files_of_both_years_are_the_same(tmp_path: Path) -> None:
 )
 def test_answers_must_be_one_to_each_question(tmp_path: Path, rows: list[dict[str, Any]], fragments: list[str]) -> None:
     outputs = written(tmp_path / "o.jsonl", rows)
-    message = refused(
-        PROGRAM, f"outputs={outputs}", *official(tmp_path), "judge=openai", *asked("http://127.0.0.1:9/v1")
+    message = complaint(
+        f"outputs={outputs}", *official(tmp_path), *asked("http://127.0.0.1:9/v1"), groups=["judge=openai"]
     )
     assert_says(message, *fragments)
 
@@ -197,14 +189,11 @@ def test_stored_answers_judged_by_an_endpoint(tmp_path: Path) -> None:
         return answer("[[B>>A]]" if text.index("base") < text.index("mine") else "[[A>B]]")
 
     with serving(script) as server:
-        command = (f"outputs={outputs}", *official(tmp_path), "judge=openai", *asked(server.base_url), "output=json")
-        first = call(PROGRAM, *command)
+        command = (f"outputs={outputs}", *official(tmp_path), *asked(server.base_url))
+        (found,) = printed(*command, groups=["judge=openai"])
         calls = len(server.payloads)
-        again = call(PROGRAM, *command)
+        assert printed(*command, groups=["judge=openai"]) == [found]
         assert calls == len(server.payloads) == 6  # two of them once more
-    assert first.code == 0, first.err
-    assert first.out == again.out
-    found = json.loads(first.out)
     assert (found["model"], found["judge"], found["score"]) == ("m", "j", 100.0)
     assert found["counts"]["asked_again"] == 2
     assert sorted(refusals.values()) == [1, 1]
@@ -214,8 +203,8 @@ def test_stored_answers_judged_by_an_endpoint(tmp_path: Path) -> None:
     assert record["benchmark"] == "arena_hard"
     assert {"questions", "baseline answers", "judgments"} <= set(record["sources"])
     assert record["details"]["rules"]["baseline"] == "base"
-    message = refused(PROGRAM, *command, "baseline=gpt-4-0314")
-    assert_says(message, "baseline=gpt-4-0314", "holds answers of base")
+    message = complaint(*command, "baseline=gpt-4-0314", groups=["judge=openai"])
+    assert_says(message, "baseline=gpt-4-0314", "holds 2 answers of base")
 
 
 def test_the_toy_world_by_the_same_code(tmp_path: Path) -> None:
@@ -229,9 +218,7 @@ def test_the_toy_world_by_the_same_code(tmp_path: Path) -> None:
             for one in questions
         ]
         outputs = written(tmp_path / f"{name}.jsonl", rows)
-        done = call(PROGRAM, f"outputs={outputs}", "benchmark=toy", "judge=oracle", "output=json", "rounds=5", *places)
-        assert done.code == 0, done.err
-        scores[name] = json.loads(done.out)
+        (scores[name],) = printed(f"outputs={outputs}", "benchmark=toy", "rounds=5", *places, groups=["judge=oracle"])
     assert scores["novice"]["score"] < 40 < 60 < scores["expert"]["score"]
     assert scores["expert"]["counts"]["unparsable"] == 0
     judged = [json.loads(line) for path in tmp_path.glob("e/judgments/*/shards/*") for line in path.open()]
@@ -239,7 +226,7 @@ def test_the_toy_world_by_the_same_code(tmp_path: Path) -> None:
     assert set(labels) == {"A>>B", "A>B", "A=B", "B>A", "B>>A"}
     # each game is the mirror of the other
     assert (labels["A>>B"], labels["A>B"]) == (labels["B>>A"], labels["B>A"])
-    message = refused(PROGRAM, f"outputs={outputs}", "benchmark=toy", "judge=oracle", "questions=x", "baseline=y")
+    message = complaint("benchmark=toy", "questions=x", "baseline=y")
     assert_says(message, "2 problems", "questions=x would not be read with benchmark=toy", "baseline=y")
 
 
@@ -248,7 +235,7 @@ def test_files_that_cannot_be_fetched_are_named(tmp_path: Path, monkeypatch: pyt
         raise httpx.ConnectError("no network")
 
     monkeypatch.setattr(httpx, "get", nowhere)
-    message = refused(PROGRAM, "checkpoint=x", f"cache_root={tmp_path}")
+    message = complaint(f"cache_root={tmp_path}")
     assert_says(message, "question.jsonl cannot be fetched", "questions=FILE")
 
 

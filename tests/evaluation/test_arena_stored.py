@@ -10,23 +10,9 @@ from typing import Any
 import pytest
 
 from tests.entry import assert_says, call, refused
+from tests.evaluation.arena_tools import SHARED, complaint, needs_data, scored, written
 
 PROGRAM = "src.evaluation.arena_hard"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "arena_hard"
-needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the published Arena-Hard files are not here")
-
-
-def scored(*overrides: str) -> list[dict[str, Any]]:
-    """The objects printed, and nothing else on standard output."""
-    outcome = call(PROGRAM, "stage=score", "output=json", *overrides)
-    assert outcome.code == 0, outcome.err
-    return [json.loads(line) for line in outcome.out.splitlines()]
-
-
-def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    """JSON lines."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def game(text: str | None, **more: Any) -> dict[str, Any]:
@@ -148,7 +134,7 @@ def test_several_models_and_files_in_their_order(tmp_path: Path) -> None:
     found = scored(f"battles=[{first},{second}]", "rounds=2")
     assert [(one["model"], round(one["score"], 3)) for one in found] == [("z", 50.0), ("y", 100.0), ("x", 100.0)]
     third = written(tmp_path / "3.jsonl", battles("q2", "a", "z"))
-    message = refused(PROGRAM, "stage=score", f"battles=[{first},{third}]")
+    message = complaint("stage=score", f"battles=[{first},{third}]")
     assert_says(message, "3.jsonl:1: z is in", "twice")
 
 
@@ -169,19 +155,30 @@ def test_damaged_rows_are_refused_with_their_place(
     tmp_path: Path, key: str, record: dict[str, Any], fragments: list[str]
 ) -> None:
     path = written(tmp_path / "j.jsonl", [record])
-    assert_says(refused(PROGRAM, "stage=score", f"{key}={path}"), "j.jsonl:1: ", *fragments)
+    assert_says(complaint("stage=score", f"{key}={path}"), "j.jsonl:1: ", *fragments)
+
+
+def test_another_baseline_by_name_or_by_its_answers(tmp_path: Path) -> None:
+    rows = [{**row, "model_a": "base"} for row in battles("q1", "bb")]
+    path = written(tmp_path / "b.jsonl", rows)
+    message = [{"role": "assistant", "content": "?"}]
+    answers = written(tmp_path / "a.jsonl", [{"uid": "q1", "model": "base", "messages": message}])
+    for given in ("baseline=base", f"baseline_answers={answers}"):
+        (found,) = scored(f"battles={path}", given, "rounds=2")
+        assert found["score"] == 100.0
+        assert "against base" in found["notes"][0]
+    message_of_both = complaint("stage=score", f"battles={path}", "baseline=x", f"baseline_answers={answers}")
+    assert_says(message_of_both, "baseline=x", "1 answers of base")
 
 
 def test_what_cannot_be_scored_together_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "j.jsonl", [judgment("q", "A>B", "A>B"), judgment("q", "A>B", "A>B", "n", judge="k")])
-    assert_says(refused(PROGRAM, "stage=score", f"judgments={path}"), "j.jsonl:2: ", "judged by j and k")
-    message = refused(
-        PROGRAM, f"judgments={path}", f"battles={path}", "checkpoint=runs/x", "decoding.top_p=1", "dry_run=true"
-    )
+    assert_says(complaint("stage=score", f"judgments={path}"), "j.jsonl:2: ", "judged by j and k")
+    message = complaint(f"judgments={path}", f"battles={path}", "checkpoint=runs/x", "decoding.top_p=1", "dry_run=true")
     assert_says(message, "5 problems", "one of the two", "stage=score", "checkpoint=runs/x", "decoding.top_p=1.0")
-    assert_says(refused(PROGRAM, "stage=score", "judgments=/nowhere.jsonl"), "judgments=/nowhere.jsonl: no such file")
+    assert_says(complaint("stage=score", "judgments=/nowhere.jsonl"), "judgments=/nowhere.jsonl: no such file")
     assert_says(refused(PROGRAM, "stage=score", f"judgments={path}", "rules=new"), "rules=new", "v0.1, current")
-    assert_says(refused(PROGRAM, "stage=score", f"judgments={path}", "rounds=-1"), "rounds=-1", "at least 0")
+    assert_says(complaint("stage=score", f"judgments={path}", "rounds=-1"), "rounds=-1", "at least 0")
 
 
 def test_text_for_people(tmp_path: Path) -> None:

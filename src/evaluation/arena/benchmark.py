@@ -14,12 +14,12 @@ from src.data.sources.files import content_hash, existing
 from src.data.toy.benchmarks import instructions
 from src.data.toy.tasks import parse_task
 from src.data.toy.writers import WRITERS, write
-from src.errors import Problems, UserError
+from src.errors import Problems
 from src.evaluation.arena.files import BASELINE_ANSWERS, QUESTIONS, Question, read_answers, read_questions
 from src.evaluation.arena.lengths import answer_lengths
 from src.evaluation.arena.prompts import SETTINGS, judge_prompts
 from src.evaluation.arena.scores import score
-from src.evaluation.arena.stored import Judgment, Judgments, duels_of_judgments
+from src.evaluation.arena.stored import Judgment, Judgments, duels_of_judgments, same_baseline
 from src.evaluation.arena.verdicts import RULES, Rules
 from src.evaluation.benchmark import Item, Outputs, Scores
 from src.evaluation.judges.base import Judged, JudgeRequest, Opinion
@@ -176,11 +176,7 @@ def arena_hard(config: ArenaHardConfig) -> ArenaHard:
     }
     questions = read_questions(files["questions"])
     baseline, found = read_answers(files["baseline answers"])
-    if config.baseline not in (None, baseline):
-        raise UserError(
-            f"baseline={config.baseline}, but {files['baseline answers']} holds answers of {baseline}; give "
-            f"baseline_answers= those of {config.baseline}, or leave baseline out"
-        )
+    same_baseline(config.baseline, baseline, found)
     items = [Item(one.id, (one.prompt,)) for one in questions]
     whole = completed(items, {one: (text,) for one, text in found.items()}, str(files["baseline answers"]))
     answers = {one: texts[0] for one, texts in whole.items()}

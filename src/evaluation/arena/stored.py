@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.data.pairs import optional_text, require, text_field
 from src.data.sources.files import existing, located
 from src.errors import Problems, UserError
-from src.evaluation.arena.files import question_id, read_questions, refuse_other_category
+from src.evaluation.arena.files import question_id, read_answers, read_questions, refuse_other_category
 from src.evaluation.arena.scores import Duel, ModelDuels, score
 from src.evaluation.arena.verdicts import ABSENT, CONTRADICTORY, NO_LABEL, RULES, STRONG, UNKNOWN, Rules, Verdict
 from src.evaluation.finish import ModelScores
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BASELINE = "gpt-4-0314"
 OFFICIAL_QUESTIONS = 500
 UNREAD = (
-    *("checkpoint", "outputs", "baseline_answers", "template", "dtype", "max_items"),
+    *("checkpoint", "outputs", "template", "dtype", "max_items"),
     *("decoding.temperature", "decoding.top_p", "decoding.max_new_tokens"),
 )
 """Keys, null unless they are given, that stored judgments have no use for."""
@@ -213,7 +213,7 @@ def duels_of_battles(
 def stored_scores(config: ArenaHardConfig) -> list[ModelScores]:
     """The scores of every model in the files of ``config.judgments`` or ``config.battles``, in their order."""
     refuse_unread(config)
-    rules, baseline = RULES[config.rules], config.baseline or BASELINE
+    rules, baseline = RULES[config.rules], baseline_of(config)
     questions = None
     if config.questions is not None:
         questions = [one.id for one in read_questions(existing(config.questions, "questions"))]
@@ -224,6 +224,23 @@ def stored_scores(config: ArenaHardConfig) -> list[ModelScores]:
         models = [duels_of_judgments(one, rules, config.duplicates, questions) for one in found]
     scores = score(models, rules, config.rounds, config.seed, baseline)
     return [ModelScores(one.model, one.judge, scored) for one, scored in zip(models, scores, strict=True)]
+
+
+def baseline_of(config: ArenaHardConfig) -> str:
+    """The name of the model compared with: given, that of ``baseline_answers``, or the official one."""
+    if config.baseline_answers is None:
+        return config.baseline or BASELINE
+    return same_baseline(config.baseline, *read_answers(existing(config.baseline_answers, "baseline_answers")))
+
+
+def same_baseline(wanted: str | None, found: str, answers: Mapping[str, str]) -> str:
+    """``found``, whose ``answers`` these are; raises ``UserError`` where another was wanted."""
+    if wanted not in (None, found):
+        raise UserError(
+            f"baseline={wanted}, but baseline_answers holds {len(answers)} answers of {found}; give those of {wanted}, "
+            "or leave baseline out"
+        )
+    return found
 
 
 def refuse_unread(config: ArenaHardConfig) -> None:
