@@ -25,7 +25,7 @@ PROMPTS: list[Prompt] = [
 
 
 @cache
-def tiny_model() -> Path:
+def tiny_model(context: int = 256) -> Path:
     """A model directory: two layers, 300 tokens, weights so wide that the next token is neither sure nor uniform."""
     directory = Path(mkdtemp(prefix="tiny-model-"))
     tokenizer = train_tokenizer(TEXTS, 300, directory / "cache")
@@ -39,7 +39,7 @@ def tiny_model() -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
+            "max_position_embeddings": context,
             "initializer_range": 0.4,
         },
     )
