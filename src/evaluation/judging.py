@@ -15,7 +15,7 @@ from src.evaluation.benchmark import Benchmark
 from src.evaluation.judges.base import Judge, Judged, JudgeRequest, has_logprobs
 from src.evaluation.judges.replay import answer_of, record_of
 from src.evaluation.records import JudgeInfo
-from src.generation.client import Completion
+from src.generation.client import Completion, EndpointError
 from src.generation.shards import Shard, ShardedJsonl, read_records
 
 Say = Callable[[str], None]
@@ -130,9 +130,13 @@ def judge_all(
     with store.claimed(identity):
         for record in store.read():
             progress.count(answer_of(record), new=False)
-        for shard in store.pending(requests):
-            write_shard(judge, described, benchmark, store, shard, progress)
-            progress.shard_done()
+        try:
+            for shard in store.pending(requests):
+                write_shard(judge, described, benchmark, store, shard, progress)
+                progress.shard_done()
+        except EndpointError as error:
+            kept = f"{progress.kept + progress.answered} answers to {len(requests)} requests are kept in {directory}"
+            raise EndpointError(f"{error} ({kept})", exit_code=error.exit_code) from error
         store.finish("judge", identity, counts_of(store.read()))
         return judged_of(requests, store.read(), directory)
 

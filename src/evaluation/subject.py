@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def subject_of(config: BenchmarkConfig) -> Subject:
     refuse_unread(config, is_run(config.checkpoint))
     if not is_run(config.checkpoint):
         refuse_begun(Path(config.checkpoint))
+        refuse_unknown(config.checkpoint)
         policy = policy_of_model(
             config.checkpoint, config.template, list(config.stop_tokens), config.dtype or "float32"
         )
@@ -95,6 +97,20 @@ def refuse_begun(directory: Path) -> None:
     if (directory / "config.yaml").is_file() and (directory / "status.json").is_file():
         refuse_unfinished(directory)
         raise UserError(f"checkpoint={directory} is a run without checkpoints/; train it again")
+
+
+def refuse_unknown(checkpoint: str) -> None:
+    """Raise ``UserError`` for a path that is meant to be one (its folder is here) and leads nowhere: asking the hub
+    for ``runs/RUN`` would only say something of the network."""
+    path = Path(checkpoint).expanduser()
+    if path.exists() or not path.parent.is_dir() or path.parent == Path():
+        return
+    there = sorted(found.name for found in path.parent.iterdir() if found.is_dir())
+    close = difflib.get_close_matches(path.name, there, n=1)
+    hint = (
+        f"did you mean checkpoint={path.parent / close[0]}?" if close else f"{path.parent} holds {len(there)} folders"
+    )
+    raise UserError(f"checkpoint={checkpoint}: no such directory (looked for {path.absolute()}); {hint}")
 
 
 def refuse_unfinished(directory: Path) -> None:

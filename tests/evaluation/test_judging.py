@@ -91,6 +91,7 @@ def test_whatever_was_answered_is_never_asked_again(tmp_path: Path, fails_at: in
         with pytest.raises(UserError, match="everything finished is kept") as error:
             judged(benchmark, server.base_url, tmp_path)
         assert error.value.exit_code == TRY_AGAIN_LATER
+        assert f"({len(good)} answers to 7 requests are kept in {tmp_path / 'judgments'})" in str(error.value)
         found = judged(benchmark, server.base_url, tmp_path)
     assert len(good) == len(set(good)) == sum(len(case.answers) for case in found)
     assert all("[[3]]" in case.answers[-1].text for case in found)

@@ -109,6 +109,12 @@ def test_what_is_nowhere_is_refused(
         subject_of(config_of(tmp_path, checkpoint=checkpoint))
 
 
+def test_a_misspelt_run_is_refused_with_the_one_that_is_there(trained: Path, tmp_path: Path) -> None:
+    misspelt = str(trained)[:-1]
+    with pytest.raises(UserError, match=rf"no such directory .* did you mean checkpoint={trained}\?"):
+        subject_of(config_of(tmp_path, checkpoint=misspelt))
+
+
 def test_keys_that_would_not_be_read_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"template=llama3, stop_tokens=\['x'\] would not be read"):
         subject_of(config_of(tmp_path, checkpoint=str(trained), template="llama3", stop_tokens=["x"]))
