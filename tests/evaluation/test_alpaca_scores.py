@@ -240,3 +240,16 @@ def test_contradictory_keys_are_refused(tmp_path: Path, overrides: tuple[str, ..
     path.write_text(json.dumps(judged("m")))
     given = {text.split("=")[0]: text for text in [*reference_files(tmp_path), f"annotations={path}", *overrides]}
     assert_says(refused(PROGRAM, *given.values()), says)
+
+
+def test_win_rates_by_dataset_add_up(tmp_path: Path) -> None:
+    rows = judged("m")
+    rows[0]["preference"], rows[1]["preference"] = 0, None
+    found = scores(tmp_path, rows)
+    parts = found["details"]["win_rate_by_dataset"]
+    assert len(parts) > 2
+    assert sum(part["n"] for part in parts.values()) == found["n_total"] == QUESTIONS - 1
+    total = sum(part["n"] * part["win_rate"] for part in parts.values()) / found["n_total"]
+    assert total == pytest.approx(found["win_rate"], abs=1e-9)
+    own = [row["preference"] - 1 for row, one in zip(rows, reference().questions, strict=True) if one.dataset == "sort"]
+    assert parts["sort"]["standard_error"] == pytest.approx(100 * statistics.stdev(own) / math.sqrt(len(own)), abs=1e-9)

@@ -101,7 +101,8 @@ def preferences(pairs: Sequence[Pair], choices: Mapping[int, Choice | None]) -> 
     there are no log-probs.
     """
     parse = annotator()[1].fn_completion_parser
-    readable = {place for place, choice in choices.items() if choice is not None and parses(parse, choice)}
+    with quiet():
+        readable = {place for place, choice in choices.items() if choice is not None and parses(parse, choice)}
     shown: list[Pair] = []
     places = {pair.instruction: place for place, pair in enumerate(pairs)}
 
@@ -121,8 +122,7 @@ def preferences(pairs: Sequence[Pair], choices: Mapping[int, Choice | None]) -> 
 def parses(parse: Callable[[Choice], list[float]], choice: Choice) -> bool:
     """Whether the package's parser reads one number out of ``choice``."""
     try:
-        with quiet():
-            values = parse(choice)
+        values = parse(choice)
     except Exception:  # whatever an endpoint may leave out
         return False
     return len(values) == 1 and 1 <= values[0] <= 2

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -248,14 +249,10 @@ def win_rates_by_dataset(rows: Sequence[Row], reference: Reference) -> dict[str,
     for row in rows:
         if usable(row.preference) and (name := reference.questions[row.place].dataset):
             groups.setdefault(name, []).append(row.preference or 1.5)
-    alpaca_eval()
-    from alpaca_eval.metrics import get_winrate
-
-    found = {}
-    for name in sorted(groups):
-        result = get_winrate([{"preference": value} for value in groups[name]])
-        error = plain(result["standard_error"])
-        found[name] = {"win_rate": plain(result["win_rate"]), "standard_error": error, "n": len(groups[name])}
+    found: dict[str, dict[str, float | int | None]] = {}
+    for name, values in sorted(groups.items()):
+        error = 100 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        found[name] = {"win_rate": 100 * (statistics.fmean(values) - 1), "standard_error": error, "n": len(values)}
     return found
 
 
