@@ -182,13 +182,20 @@ class ShowConfig(TrainConfig):
 class RankingConfig:
     """conf/ranking.yaml: pairwise accuracy of a finished run."""
 
-    checkpoint: str = MISSING
+    checkpoint: str | None = None
+    stage: str = one_of("all", "score", default="all")
+    samples: Any = None
     split: str = one_of("validation", "train", "in_distribution", "prompt_ood", "response_ood", "mutual_ood")
     which: str = one_of("best", "last")
     min_score_gap: float = number(0.0, at_least=0)
     micro_batch_size: int = number(at_least=1)
     max_pairs: int | None = number(None, at_least=1)
     device: str = one_of("auto", "cpu", "cuda")
+    allow_unfinished: bool = False
+    dry_run: bool = False
+    output: str = one_of("text", "json", default="text")
+    shard_size: int = number(512, at_least=1)
+    output_root: str = MISSING
     records_root: str = MISSING
     debug: DebugConfig = field(default_factory=DebugConfig)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,29 +15,43 @@ from src.errors import Problems, UserError
 from src.schema import RankingConfig
 
 if TYPE_CHECKING:
-    from src.data.pairset import TokenizedPair
-    from src.data.sources import Source
+    from src.data.pairset import PairSet
+    from src.evaluation.ranks.measure import RankingJob
     from src.evaluation.records import Record
-    from src.evaluation.rewards import Weights
-    from src.objective.types import PairLogProbs
     from src.schema import TrainConfig
 
 
 def main(config: DictConfig) -> int:
     if problems := problems_of(config, RankingConfig):
         raise Problems(problems)
+    from src.evaluation.benchmark import Scores
+    from src.evaluation.finish import ModelScores, show
+    from src.evaluation.ranks.data import refuse_contradictions
+    from src.evaluation.ranks.stored import stored_scores
     from src.evaluation.records import write_record
 
-    record = rank(cast(RankingConfig, config))
-    path = write_record(Path(config.records_root), record)
-    print(
-        "\n".join([f"{record.run.directory} ({record.run.checkpoint}, {config.split})", *lines_of(record), str(path)])
-    )
+    checked = cast(RankingConfig, config)
+    refuse_contradictions(checked)
+    if checked.stage == "score" and checked.dry_run:
+        print(f"stage=score would read {checked.samples}; it costs nothing", file=sys.stderr)
+    elif checked.stage == "score":
+        show(stored_scores(checked.samples, checked.min_score_gap), "ranking", checked.output)
+    elif checked.dry_run:
+        print("\n".join(prepared(checked)[0].plan(checked)), file=sys.stderr)
+    else:
+        record = rank(checked)
+        path = write_record(Path(checked.records_root), record)
+        if checked.output == "json":
+            scores = Scores(record.metrics, record.counts, record.notes)
+            show([ModelScores(Path(record.run.directory).resolve().name, None, scores)], "ranking", "json")
+        else:
+            title = f"{record.run.directory} ({record.run.checkpoint}, {checked.split})"
+            print("\n".join([title, *lines_of(record), str(path)]))
     return 0
 
 
 def lines_of(record: Record) -> list[str]:
-    """One line per metric: value, 95 % interval and count, or why there is none."""
+    """One line per metric: value, 95 % interval and count, or why there is none; then the notes."""
     lines = []
     for name, metric in record.metrics.items():
         if metric["value"] is None:
@@ -47,127 +59,111 @@ def lines_of(record: Record) -> list[str]:
             continue
         interval = "" if metric["low"] is None else f"  [{metric['low']:.4g}, {metric['high']:.4g}]"
         lines.append(f"  {name:32s} {metric['value']:.4g}{interval}  n={metric['n']}")
-    return lines
+    return lines + [f"  note: {note}" for note in record.notes]
 
 
 def rank(config: RankingConfig) -> Record:
     """Log-probs of every pair of the split under the checkpoint, and the metrics made of them."""
     from src.environment import environment
+    from src.evaluation.ranks.measure import measured, noted
     from src.evaluation.records import DataInfo, Record, describe_run
-    from src.evaluation.statistics import ranking_metrics
-    from src.generation.policy import trained_config
 
-    directory = Path(config.checkpoint)
-    run = describe_run(directory, config.which)
-    trained = trained_config(directory)
-    columns, content_hash = measured(config, trained, directory)
-    metrics = ranking_metrics(**columns, min_score_gap=config.min_score_gap)
+    job, content_hash, notes = prepared(config)
+    print("\n".join(job.plan(config)), file=sys.stderr, flush=True)
+    scores, sources = measured(config, job)
+    scores = noted(scores, notes)
     settings = {"which": config.which, "min_score_gap": config.min_score_gap, "max_pairs": config.max_pairs}
     return Record(
         benchmark="ranking",
-        run=run,
-        data=DataInfo(config.split, content_hash, len(columns["chosen_sum"])),
-        metrics=metrics,
-        settings=settings,
+        run=describe_run(Path(cast(str, config.checkpoint)), config.which),
+        data=DataInfo(config.split, content_hash, len(job.policy.pairs)),
+        metrics=scores.metrics,
+        settings=settings | ({"allow_unfinished": True} if notes else {}),
         environment=environment(),
         command=" ".join(["python -m src.evaluation.ranking", *sys.argv[1:]]),
+        counts=scores.counts,
+        notes=scores.notes,
+        sources=sources,
     )
 
 
-def measured(config: RankingConfig, trained: TrainConfig, directory: Path) -> tuple[dict[str, Any], str]:
-    """The columns that ``ranking_metrics`` takes, and the hash of the prepared pairs."""
-    from src.data.sources import has_pairs
-    from src.data.tokenizer import load_tokenizer
-    from src.evaluation.rewards import Weights, initial_weights
-    from src.training.assemble import (
-        at_most,
-        build_objective,
-        build_source,
-        build_template,
-        prepare_data,
-        prepare_test_pairs,
-    )
+def prepared(config: RankingConfig) -> tuple[RankingJob, str, list[str]]:
+    """What is to be measured, the hash of its prepared pairs, and notes on the run."""
+    from src.evaluation.ranks.data import refuse_other_data, test_pairs, unfinished
+    from src.evaluation.records import describe_run
+
+    directory = Path(cast(str, config.checkpoint))
+    describe_run(directory, config.which)
+    notes = unfinished(directory, config.allow_unfinished)
+
+    from src.evaluation.subject import refuse_other_template
+    from src.generation.policy import policy_of_run, trained_config
+    from src.training.assemble import build_objective, build_source, prepare_data, prepare_test_pairs
     from src.training.checkpoint import completed
-    from src.training.run import sft_base
 
+    trained = trained_config(directory)
     checkpoint = completed(directory / "checkpoints" / config.which)
     objective = build_objective(trained)
     if config.split == "train" and not objective.needs.rejected:
         raise UserError("split=train of an SFT run holds demonstrations, which have nothing to rank; use validation")
-    # the checkpoint's own tokenizer: the one its token ids were made with
-    template = build_template(trained, load_tokenizer(str(checkpoint / "model")))
+    policy = policy_of_run(directory, config.which)  # its tokenizer is the one that its token ids were made with
     source = build_source(trained)
+    refuse_demonstrations(directory, trained, source)
+    refuse_other_template(directory, policy)
+    data = prepare_data(trained, policy.template, source, objective)
+    refuse_other_data(directory, data.manifest)
+    if config.split in PARTS:
+        data = prepare_test_pairs(trained, policy.template, test_pairs(config, trained, source))
+    split, name = (data.train, "train") if config.split == "train" else (data.validation, "validation")
+    made_from = {"split": config.split, "content": data.manifest["content"][name], "template": policy.template.hash}
+    job = job_of(config, trained, checkpoint / "model", split, made_from)
+    return job, data.manifest["content"][name], notes
+
+
+def refuse_demonstrations(directory: Path, trained: TrainConfig, source: Any) -> None:
+    """Raise ``UserError`` for a run on data without pairs."""
+    from src.data.sources import has_pairs
+
     if not has_pairs(source):
         raise UserError(
             f"{directory} was trained on dataset={trained.dataset.name}, which has demonstrations alone, so there is "
             "nothing to rank; rank a run on preference pairs"
         )
-    data = prepare_data(trained, template, source, objective)
-    refuse_other_data(directory, data.manifest)
-    if config.split in PARTS:
-        data = prepare_test_pairs(trained, template, test_pairs(config, trained, source))
-    split, name = (data.train, "train") if config.split == "train" else (data.validation, "validation")
+
+
+def job_of(
+    config: RankingConfig, trained: TrainConfig, weights: Path, split: PairSet, made_from: dict[str, str]
+) -> RankingJob:
+    """The pairs of ``split`` under the run's weights and under those that it started from."""
+    from src.evaluation.ranks.keeping import PairJob
+    from src.evaluation.ranks.measure import RankingJob
+    from src.evaluation.rewards import Weights, initial_weights
+    from src.training.assemble import at_most, build_objective
+    from src.training.run import sft_base
+
+    objective = build_objective(trained)
     pairs = [split[index] for index in range(at_most(len(split), config.max_pairs))]
-    columns: dict[str, Any] = {
-        "chosen_scores": [pair.chosen_score for pair in pairs],
-        "rejected_scores": [pair.rejected_score for pair in pairs],
-        "flipped": [pair.flipped for pair in pairs],
-        "prompt_ids": [tuple(pair.prompt_ids) for pair in pairs],
-    }
-    tokens = objective.needs.per_token
-    policy = log_probs(config, Weights(checkpoint / "model", trained.model), pairs, per_token=tokens)
-    for side, values in (("chosen", policy.chosen), ("rejected", policy.rejected)):
-        columns |= {f"{side}_sum": values.summed.double().numpy(), f"{side}_tokens": values.tokens.numpy()}
-    initial = initial_weights(trained, checkpoint / "model", sft_base)
-    reference = None
-    if initial is not None:
-        reference = log_probs(config, Weights(initial, trained.model), pairs, per_token=tokens)
-    if reference is not None:
-        columns |= {
-            "reference_chosen_sum": reference.chosen.summed.double().numpy(),
-            "reference_rejected_sum": reference.rejected.summed.double().numpy(),
-        }
-    if reference is not None or not objective.needs.reference:
-        rewards = objective.rewards(policy, reference)
-        columns |= {"chosen_reward": rewards.chosen.numpy(), "rejected_reward": rewards.rejected.numpy()}
-    return columns, data.manifest["content"][name]
-
-
-def test_pairs(config: RankingConfig, trained: TrainConfig, source: Source) -> Source:
-    """The pairs of a generalization scenario, disjoint from those trained on; raises ``UserError`` where the run held
-    nothing back."""
-    from src.data.generalization import SeenPairs, TestPairs
-
-    if not isinstance(source, SeenPairs):
-        raise UserError(
-            f"split={config.split} needs prompts and writers that the run was kept from, but {config.checkpoint} was "
-            f"trained on all of dataset={trained.dataset.name}; train with generalization@dataset=held_out"
+    initial = initial_weights(trained, weights, sft_base)
+    jobs = [
+        None
+        if path is None
+        else PairJob(
+            name,
+            Weights(path, trained.model),
+            made_from,
+            pairs,
+            objective.needs.per_token,
+            config.device,
+            config.micro_batch_size,
         )
-    dataset = trained.dataset
-    found = TestPairs(source, config.split, dataset.validation_fraction, dataset.split_seed)
-    found.refuse_overlap()
-    return found
-
-
-def refuse_other_data(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` when the data now prepares to something else than what the run saw."""
-    trained = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    if trained["hash"] != manifest["hash"]:
-        differing = [key for key in manifest if manifest[key] != trained.get(key) and key != "hash"]
-        raise UserError(
-            f"{directory} was trained on prepared data {trained['hash'][:12]}, but the same configuration now gives "
-            f"{manifest['hash'][:12]} (different: {', '.join(differing)}), so held-out pairs may have been trained on; "
-            "restore the data, or train again"
+        for name, path in (
+            (f"{Path(cast(str, config.checkpoint)).resolve().name}__{config.which}", weights),
+            (f"reference__{trained.dataset.name}", initial),
         )
-
-
-def log_probs(
-    config: RankingConfig, weights: Weights, pairs: Sequence[TokenizedPair], *, per_token: bool
-) -> PairLogProbs:
-    """Log-probs of ``pairs`` under ``weights``, also token by token where asked for; the model is gone afterwards."""
-    from src.evaluation.rewards import LogProbScorer
-
-    return LogProbScorer(weights, config.device).pairs(pairs, config.micro_batch_size, per_token=per_token)
+    ]
+    policy, reference = jobs
+    assert policy is not None
+    return RankingJob(Path(cast(str, config.checkpoint)).resolve().name, policy, reference, objective)
 
 
 if __name__ == "__main__":

@@ -182,10 +182,10 @@ def _why_no_spearman(rewards: Floats, scores: Floats) -> str:
 
 def ranking_metrics(
     *,
-    chosen_sum: ArrayLike,
-    rejected_sum: ArrayLike,
-    chosen_tokens: ArrayLike,
-    rejected_tokens: ArrayLike,
+    chosen_sum: ArrayLike | None = None,
+    rejected_sum: ArrayLike | None = None,
+    chosen_tokens: ArrayLike | None = None,
+    rejected_tokens: ArrayLike | None = None,
     chosen_reward: ArrayLike | None = None,
     rejected_reward: ArrayLike | None = None,
     reference_chosen_sum: ArrayLike | None = None,
@@ -205,7 +205,8 @@ def ranking_metrics(
     ``lengths/{chosen,rejected}_mean`` (tokens). With ``flipped`` pairs, each accuracy
     also as ``..._clean`` and ``..._flipped``. A missing score is None or NaN. ``min_score_gap`` > 0 keeps the pairs
     with ``abs(chosen_score - rejected_score) >= min_score_gap``; unscored pairs go. Equal ``prompt_ids`` are drawn
-    together in the bootstrap.
+    together in the bootstrap. Without log-probs (then rewards must be given) what is made of them has no value, and
+    ``spearman/reward`` takes its place.
 
     Raises ``UserError`` for log-probs that are not finite, ``ValueError`` for arrays that do not belong together.
     """
@@ -247,18 +248,18 @@ def _all_missing(reason: str) -> dict[str, Metric]:
 
 def _metrics(columns: Mapping[str, Floats], seed: int) -> dict[str, Metric]:
     ids = columns.get("ids")
-    average = (
-        columns["s_w"] / np.maximum(columns["n_w"], 1.0),
-        columns["s_l"] / np.maximum(columns["n_l"], 1.0),
-    )
-    rewards: dict[str, tuple[Floats, Floats]] = {"average": average, "sum": (columns["s_w"], columns["s_l"])}
+    summed = "s_w" in columns
+    rewards: dict[str, tuple[Floats, Floats]] = {}
+    if summed:
+        chosen, rejected = (columns[f"s_{side}"] / np.maximum(columns[f"n_{side}"], 1.0) for side in "wl")
+        rewards = {"average": (chosen, rejected), "sum": (columns["s_w"], columns["s_l"])}
     if "r_w" in columns:
         rewards["reward"] = (columns["r_w"], columns["r_l"])
     if "q_w" in columns:
         rewards["reference"] = (columns["s_w"] - columns["q_w"], columns["s_l"] - columns["q_l"])
-    metrics = dict.fromkeys(METRICS, missing("no reference log-probs given"))
+    metrics = dict.fromkeys(METRICS, missing("no reference log-probs given" if summed else "no log-probs given"))
     metrics["accuracy/reward"] = missing("no rewards given")
-    flipped = columns.get("flipped", np.zeros(len(columns["s_w"]))) > 0
+    flipped = columns.get("flipped", np.zeros(len(next(iter(columns.values()))))) > 0
     for name, (chosen, rejected) in rewards.items():
         right = (chosen > rejected).astype(np.float64)
         metrics[f"accuracy/{name}"] = mean_estimate(right, ids, seed=seed)
@@ -267,8 +268,9 @@ def _metrics(columns: Mapping[str, Floats], seed: int) -> dict[str, Metric]:
                 part_ids = None if ids is None else ids[keep]
                 metrics[f"accuracy/{name}_{part}"] = mean_estimate(right[keep], part_ids, seed=seed)
     metrics |= _spearman_metrics(columns, rewards, seed)
-    metrics["lengths/chosen_mean"] = mean_estimate(columns["n_w"], ids, seed=seed)
-    metrics["lengths/rejected_mean"] = mean_estimate(columns["n_l"], ids, seed=seed)
+    if summed:
+        metrics["lengths/chosen_mean"] = mean_estimate(columns["n_w"], ids, seed=seed)
+        metrics["lengths/rejected_mean"] = mean_estimate(columns["n_l"], ids, seed=seed)
     return metrics
 
 
@@ -285,9 +287,11 @@ def _spearman_metrics(
     ids = columns["ids"][scored] if "ids" in columns else None
     metrics = {
         f"spearman/{name}": spearman_estimate(kept[name], scores, ids, seed=seed)
-        for name in ("average", "reference")
+        for name in (("average", "reference") if "average" in kept else ("reward",))
         if name in kept
     }
+    if "average" not in kept:
+        return metrics
     rewards_pooled, scores_pooled = np.concatenate(kept["average"]), np.concatenate(scores)
     value = spearman_d2(rewards_pooled, scores_pooled)
     if value is None:
@@ -307,9 +311,18 @@ def _codes(ids: Sequence[Hashable]) -> Floats:
 def _columns(**arrays: Any) -> dict[str, Floats]:
     """The given arrays as float64 of one length; None arguments are left out, None entries become NaN."""
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}
-    for first, second in (("q_w", "q_l"), ("c_w", "c_l"), ("r_w", "r_l")):
+    for first, second in (
+        ("s_w", "s_l"),
+        ("n_w", "n_l"),
+        ("s_w", "n_w"),
+        ("q_w", "q_l"),
+        ("c_w", "c_l"),
+        ("r_w", "r_l"),
+    ):
         if (first in columns) != (second in columns):
-            raise ValueError("reference log-probs, rewards and scores are given for chosen and rejected or for neither")
+            raise ValueError("log-probs, tokens, rewards and scores are given for chosen and rejected or for neither")
+    if "s_w" not in columns and ("r_w" not in columns or "q_w" in columns):
+        raise ValueError("there are no log-probs, and no rewards alone")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"arrays of different length: {lengths}")

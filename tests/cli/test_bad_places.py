@@ -102,5 +102,7 @@ def test_place_that_cannot_be_written(program: str, key: str, tmp_path: Path) ->
 
 def test_records_that_cannot_be_written(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    message = refused(RANKING, f"checkpoint={finished / 'run'}", f"records_root={tmp_path}/file/below")
+    message = refused(
+        RANKING, f"checkpoint={finished / 'run'}", f"records_root={tmp_path}/file/below", f"output_root={tmp_path}"
+    )
     assert_says(message, f"the record cannot be written to {tmp_path}/file/below", "give a folder that can be written")

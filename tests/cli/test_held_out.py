@@ -63,6 +63,11 @@ def scored(folder: Path, writers: int = 6, prompts: int = 60) -> str:
     return write_lines(folder / "scored.jsonl", rows)
 
 
+def roots(folder: Path) -> list[str]:
+    """Overrides that keep what a ranking writes below ``folder``."""
+    return [f"records_root={folder}", f"output_root={folder / 'kept'}"]
+
+
 # --- preparation ------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +119,7 @@ def test_train_on_what_is_seen_and_rank_on_the_rest(tmp_path: Path, data: str) -
     found = {}
     for part in ("validation", *PARTS):
         root = tmp_path / "records" / part
-        assert call("src.evaluation.ranking", f"checkpoint={run}", f"split={part}", f"records_root={root}").code == 0
+        assert call("src.evaluation.ranking", f"checkpoint={run}", f"split={part}", *roots(root)).code == 0
         (path,) = root.glob("*.json")
         record = json.loads(path.read_text())
         assert record["data"]["split"] == part
@@ -148,7 +153,7 @@ def test_what_cannot_be_held_back_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert call("src.train", "method=simpo", *SMALL_RUN, f"run_dir={run}", *places(tmp_path)).code == 0
     assert_says(
-        refused("src.evaluation.ranking", f"checkpoint={run}", "split=mutual_ood", f"records_root={tmp_path}"),
+        refused("src.evaluation.ranking", f"checkpoint={run}", "split=mutual_ood", *roots(tmp_path)),
         "split=mutual_ood needs prompts and writers that the run was kept from",
         "train with generalization@dataset=held_out",
     )
@@ -164,7 +169,7 @@ def test_conversations_are_imitated_and_nothing_else(tmp_path: Path) -> None:
     assert last["loss"] > 0
     assert "rewards/accuracies" not in last
     assert_says(
-        refused("src.evaluation.ranking", f"checkpoint={run}", f"records_root={tmp_path}"),
+        refused("src.evaluation.ranking", f"checkpoint={run}", *roots(tmp_path)),
         "dataset=ultrachat_200k, which has demonstrations alone, so there is nothing to rank",
     )
     assert_says(

@@ -123,7 +123,7 @@ def test_other_programs_compose(program: str) -> None:
     register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(program)
-    assert OmegaConf.missing_keys(config) == ({"checkpoint"} if program == "ranking" else set())
+    assert OmegaConf.missing_keys(config) == set()
 
 
 def test_local_settings_come_after_recipes_and_before_the_command_line() -> None:

@@ -282,7 +282,12 @@ def test_rewards_of_tokens_rank_too(tmp_path: Path) -> None:
     assert runs.train(config) == 0
     record = rank(
         RankingConfig(
-            checkpoint=str(tmp_path / "run"), split="validation", which="last", micro_batch_size=4, device="cpu"
+            checkpoint=str(tmp_path / "run"),
+            split="validation",
+            which="last",
+            micro_batch_size=4,
+            device="cpu",
+            output_root=str(tmp_path),
         )
     )
     line = metrics(tmp_path / "run", "validation")[-1]

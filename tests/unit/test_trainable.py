@@ -238,7 +238,12 @@ def test_ranking_of_an_adapter_agrees_with_its_validation(tmp_path: Path) -> Non
     """The checkpoint is put on its base, and the base is the reference."""
     directory = trained(lora(tmp_path, "method=dpo"))
     outcome = call(
-        "src.evaluation.ranking", f"checkpoint={directory}", "which=last", f"records_root={tmp_path}", "device=cpu"
+        "src.evaluation.ranking",
+        f"checkpoint={directory}",
+        "which=last",
+        f"records_root={tmp_path}",
+        "device=cpu",
+        f"output_root={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
     record = json.loads(next(tmp_path.glob("ranking__*.json")).read_text())
