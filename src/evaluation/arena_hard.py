@@ -9,13 +9,15 @@ from omegaconf import DictConfig
 from src.benchmark_schema import ArenaHardConfig
 from src.cli import entry_point
 from src.config import problems_of
-from src.errors import Problems
+from src.errors import Problems, UserError
 
 
 def main(config: DictConfig) -> int:
     if problems := problems_of(config, ArenaHardConfig):
         raise Problems(problems)
     checked = cast(ArenaHardConfig, config)
+    if checked.duplicates != "last" and checked.judgments is None:
+        raise UserError("duplicates=all is of stored judgments; give judgments=FILE, or leave it out")
     if checked.judgments is not None or checked.battles is not None:
         return score_stored(checked)
     from src.evaluation.arena.benchmark import arena_hard

@@ -181,6 +181,12 @@ def test_what_cannot_be_scored_together_is_refused(tmp_path: Path) -> None:
     assert_says(complaint("stage=score", f"judgments={path}", "rounds=-1"), "rounds=-1", "at least 0")
 
 
+def test_a_key_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "b.jsonl", battles("q1", "ab"))
+    for given in (["stage=score", f"battles={path}"], ["checkpoint=x"]):
+        assert_says(complaint(*given, "duplicates=all"), "duplicates=all is of stored judgments")
+
+
 def test_text_for_people(tmp_path: Path) -> None:
     path = written(tmp_path / "j.jsonl", [judgment("q", "A>B", "A>B")])
     outcome = call(PROGRAM, "stage=score", f"judgments={path}", "rounds=2")
