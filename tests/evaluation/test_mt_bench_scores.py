@@ -191,9 +191,16 @@ def test_lines_that_are_no_judgment(tmp_path: Path, changes: dict[str, Any], fra
 def test_keys_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "j.jsonl", row(81, 1))
     message = refused(
-        PROGRAM, f"judgments={file}", "checkpoint=runs/x", "max_items=3", "decoding.top_p=0.5", "dry_run=true"
+        PROGRAM,
+        f"judgments={file}",
+        "checkpoint=runs/x",
+        "which=last",
+        "max_items=3",
+        "decoding.top_p=0.5",
+        "dry_run=true",
     )
-    assert_says(message, "stage=score, not stage=all", "checkpoint=runs/x", "max_items=3", "decoding.top_p", "dry_run")
+    named = ("checkpoint=runs/x", "which=last", "max_items=3", "decoding.top_p", "dry_run")
+    assert_says(message, "stage=score, not stage=all", *named)
     assert_says(refused(PROGRAM, "stage=score", "judgments=nowhere.jsonl"), "judgments=nowhere.jsonl: no such file")
     assert_says(refused(PROGRAM, "stage=score", f"judgments=[{file},{file}]"), "would count twice")
 

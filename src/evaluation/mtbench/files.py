@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,7 @@ def fetched(source: tuple[str, str], folder: Path, key: str) -> Path:
     if path.exists():
         return path
     remedy = f"give a copy of it in {key}=FILE"
+    print(f"fetching {address}", file=sys.stderr, flush=True)
     try:
         answer = httpx.get(address, timeout=FETCH_SECONDS, follow_redirects=True).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -57,6 +57,8 @@ def refuse_unread(config: MTBenchConfig) -> None:
         for key, value in given.items()
         if value is not None
     ]
+    if config.which != "best":
+        problems.append(f"which={config.which} would not be read where stored judgments are scored; leave it out")
     if config.benchmark != "official":
         problems.append(
             f"benchmark={config.benchmark} would not be read where stored judgments are scored; their questions are "
