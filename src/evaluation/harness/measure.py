@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ def refuse_unread(config: LmHarnessConfig) -> None:
     if len(config.seeds) != 4:
         raise UserError(
             f"seeds={list(config.seeds)} must be four whole numbers: of Python, numpy, torch, and the examples"
+        )
+    if config.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "backend=vllm, but vllm is not installed here; install it (pip install vllm, on a machine with a GPU), or "
+            "use backend=hf"
         )
     size = config.batch_size
     if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):

@@ -7,7 +7,6 @@ ends a response.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,11 +138,6 @@ def open_model(policy: Policy, *, backend: str, device: str, batch_size: int | s
 
 def open_vllm(policy: Policy, *, batch_size: int | str, chat: bool) -> LM:
     """The same by lm-eval's vLLM class, where vLLM is installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "backend=vllm, but vllm is not installed here; install it (pip install vllm, on a machine with a GPU), or "
-            "use backend=hf"
-        )
     if saved_settings(policy.directory) is not None:
         raise UserError(
             f"{policy.directory} holds an adapter beside its base, which vLLM does not read as one model; use "

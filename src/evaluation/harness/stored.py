@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from src.evaluation.harness.metrics import absent_averages, all_metrics
 from src.evaluation.harness.package import task_folder
 from src.evaluation.harness.rescore import Rescored, rescore, say_rescored
 from src.evaluation.harness.samples import Log, read_logs
-from src.evaluation.harness.suites import Suite, read_suite, suite_names
+from src.evaluation.harness.suites import Suite, known_folders, read_suite, suite_names
 from src.evaluation.harness.toy import toy_tasks
 
 
@@ -74,6 +76,7 @@ class TaskConfigs:
     def __init__(self, tasks_from: str | None) -> None:
         self.folders = [] if tasks_from is None else [folder_of(tasks_from)]
         self._indices: dict[Path, Mapping[str, Any]] = {}
+        self._entries: dict[str, Any] = {}
 
     def index(self, folder: Path) -> Mapping[str, Any]:
         """Names of a folder's tasks and groups, with where they stand."""
@@ -85,11 +88,20 @@ class TaskConfigs:
         return self._indices[folder]
 
     def entry(self, name: str) -> Any:
-        """Where a task or group is defined: lm-eval's folders that begin its name come first, since all take long."""
+        """Where a task or group is defined; ``None`` where it is nowhere. lm-eval's folders that begin its name come
+        first, then the one with a file that says it, since to read them all takes long."""
+        if name not in self._entries:
+            self._entries[name] = self._found(name)
+        return self._entries[name]
+
+    def _found(self, name: str) -> Any:
         root = task_folder()
-        likely = [path for path in sorted(root.iterdir()) if path.is_dir() and name.startswith(path.name)]
-        known = [root / folder for folder in ("arc",) if name.startswith("arc_")]
-        for folder in [*self.folders, *reversed(likely), *known, root]:
+        known = known_folders().get(name)
+        likely = [root / known] if known is not None else []
+        likely += [
+            path for path in sorted(root.iterdir(), reverse=True) if path.is_dir() and name.startswith(path.name)
+        ]
+        for folder in chain(self.folders, likely, folders_that_say(name, root)):
             if (entry := self.index(folder).get(name)) is not None:
                 return entry
         return None
@@ -150,6 +162,16 @@ class TaskConfigs:
                 if not {None, "N/A"} & set(stderrs):
                     found[f"{entry['metric']}_stderr,none"] = float(pooled_sample_stderr(stderrs, sizes))
         return found
+
+
+def folders_that_say(name: str, root: Path) -> Iterator[Path]:
+    """Folders of YAML files that define a task, group or tag of this name."""
+    pattern = re.compile(
+        rb"^\s*(?:-\s*)?(?:(?:task|group|tag):\s*)?[\"']?" + re.escape(name.encode()) + rb"\b", re.MULTILINE
+    )
+    for path in sorted(root.rglob("*.yaml")):
+        if pattern.search(path.read_bytes()):
+            yield path.parent
 
 
 def scores_of(found: Sequence[tuple[Log, Rescored]], asked: Sequence[str], configs: TaskConfigs) -> Scores:

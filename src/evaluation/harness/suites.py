@@ -72,7 +72,7 @@ def chosen(names: Sequence[str], num_fewshot: int | None) -> tuple[list[Wanted],
     known = suite_names()
     suites = [read_suite(name) for name in dict.fromkeys(names) if name in known]
     by_name = {suite.name: suite for suite in suites}
-    folders = {member.wanted.task: member.wanted.folder for name in known for member in read_suite(name).members}
+    folders = known_folders()
     found: dict[str, Wanted] = {}
     for name in dict.fromkeys(names):
         suite = by_name.get(name)
@@ -90,6 +90,11 @@ def chosen(names: Sequence[str], num_fewshot: int | None) -> tuple[list[Wanted],
                     f"{spoken(settled)}; ask for one of them at a time, or give num_fewshot for all"
                 )
     return list(found.values()), suites
+
+
+def known_folders() -> dict[str, str | None]:
+    """Where below lm-eval's tasks the members of suites are."""
+    return {member.wanted.task: member.wanted.folder for name in suite_names() for member in read_suite(name).members}
 
 
 def spoken(wanted: Wanted) -> str:
