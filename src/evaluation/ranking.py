@@ -94,7 +94,6 @@ def prepared(config: RankingConfig) -> tuple[RankingJob, str, list[str]]:
 
     directory = Path(cast(str, config.checkpoint))
     describe_run(directory, config.which)
-    notes = unfinished(directory, config.allow_unfinished)
 
     from src.evaluation.subject import refuse_other_template
     from src.generation.policy import policy_of_run, trained_config
@@ -103,6 +102,7 @@ def prepared(config: RankingConfig) -> tuple[RankingJob, str, list[str]]:
 
     trained = trained_config(directory)
     checkpoint = completed(directory / "checkpoints" / config.which)
+    notes = unfinished(directory, config.allow_unfinished)
     objective = build_objective(trained)
     if config.split == "train" and not objective.needs.rejected:
         raise UserError("split=train of an SFT run holds demonstrations, which have nothing to rank; use validation")

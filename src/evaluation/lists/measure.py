@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.evaluation.finish import finish
-from src.evaluation.lists.rewarding import Encoded, ListJob, reward_lists
+from src.evaluation.lists.rewarding import Encoded, ListJob, done_jobs, reward_lists
 from src.evaluation.lists.scoring import ListRules, score
 from src.evaluation.lists.stored import read_lists
 from src.evaluation.records import DataInfo
 from src.evaluation.rewards import batches
-from src.generation.shards import MANIFEST, ShardedJsonl
 
 if TYPE_CHECKING:
     from src.benchmark_schema import ListwiseConfig
@@ -25,17 +23,16 @@ if TYPE_CHECKING:
 def measure_lists(config: ListwiseConfig, job: ListJob, rules: ListRules, command: str) -> None:
     """Reward what is not rewarded yet, then score, record and show; with ``dry_run`` only say what that would take."""
     reward = reward_of(config, job)
-    directory = job.directory(config.output_root)
-    print(f"directory: {directory}", file=sys.stderr)
     encoded, counts = job.encoded()
-    print("\n".join(plan_of(job, encoded, directory, config.shard_size)), file=sys.stderr, flush=True)
+    print("\n".join(plan_of(job, encoded, config)), file=sys.stderr, flush=True)
     if config.dry_run:
         return
-    manifest = reward_lists(job, encoded, directory, config.shard_size)
-    ((_, items),) = read_lists([str(directory)], reward).items()
+    path, content = reward_lists(job, encoded, config.output_root, config.shard_size)
+    print(f"rewards: {path}", file=sys.stderr)
+    ((_, items),) = read_lists([str(path)], reward).items()
     scores = with_counts(score(items, rules), {**job.lists.counts, **counts}, config.split)
     if config.reward is None and reward != "method" and job.objective is not None:
-        told = "the weights that the run started from are gone, which its own reward needs: ranked by the average"
+        told = "the weights that the run started from are not there, which its own reward needs: ranked by average"
         scores = replace(scores, notes=(*scores.notes, told))
     settings = {
         "reward": reward,
@@ -49,7 +46,7 @@ def measure_lists(config: ListwiseConfig, job: ListJob, rules: ListRules, comman
     }
     split = "benchmark" if config.benchmark == "toy" else config.split
     data = DataInfo(f"{job.lists.name}:{split}", job.lists.content, len(job.lists.items))
-    sources = {"rewards": {"path": str(directory), "hash": manifest["content"]}}
+    sources = {"rewards": {"path": str(path), "hash": content}}
     finish(config, "listwise", job.subject, scores, data, settings, sources=sources, command=command)
 
 
@@ -68,18 +65,16 @@ def reward_of(config: ListwiseConfig, job: ListJob) -> str:
     return config.reward
 
 
-def plan_of(job: ListJob, encoded: list[Encoded], directory: Path, shard_size: int) -> list[str]:
+def plan_of(job: ListJob, encoded: list[Encoded], config: ListwiseConfig) -> list[str]:
     """What is to be done, in words."""
     rows = [row for one in encoded for row in one.rows]
-    models = 1 if job.reference is None else 2
-    forwards = models * len(batches(rows, job.micro_batch_size))
-    total = -(-len(encoded) // shard_size)
-    done = len(ShardedJsonl(directory, shard_size).finished())
-    finished = " (finished already)" if (directory / MANIFEST).exists() else ""
+    done, models = done_jobs(job, encoded, config.output_root, config.shard_size)
+    forwards = len(batches(rows, job.micro_batch_size))
+    under = "the run's weights" if models == 1 else "the run's weights and as many under those it started from"
+    tokens = sum(map(len, rows))
     return [
-        f"{len(encoded)} prompts, {len(rows)} responses, {models * sum(map(len, rows))} tokens in "
-        f"{forwards} forwards of {models} model{'s' * (models > 1)}; no paid call",
-        f"{done} of {total} shards are there{finished}",
+        f"{len(encoded)} prompts, {len(rows)} responses: {tokens} tokens in about {forwards} forwards under {under}",
+        f"  kept already: {done} of {models}; no paid call",
     ]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +13,16 @@ from typing import TYPE_CHECKING, Any
 from src.data.cache import json_hash
 from src.data.pairs import ScoredResponses
 from src.errors import UserError
+from src.evaluation.kept import Item, LogProbJob, is_kept, kept_log_probs
 from src.evaluation.lists.data import Lists
-from src.evaluation.rewards import (
-    LogProbScorer,
-    Row,
-    RowLogProbs,
-    Truncation,
-    Weights,
-    as_log_probs,
-    batches,
-    encode,
-)
-from src.generation.shards import Shard, ShardedJsonl, plain_data
+from src.evaluation.rewards import LogProbScorer, Row, RowLogProbs, Truncation, Weights, as_log_probs, encode
+from src.generation.shards import line_of, plain_data, write_durably
 
 if TYPE_CHECKING:
     from src.evaluation.subject import Subject
     from src.objective.objective import Objective
+
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,22 @@ class ListJob:
             }
         )
 
-    def directory(self, root: str | Path) -> Path:
-        """Where they belong below ``root``: a pure function of the identity."""
-        return Path(root) / "listwise" / f"{self.subject.name}__{self.lists.name}__{json_hash(self.identity)[:10]}"
+    def path(self, root: str | Path) -> Path:
+        """Where the rewards belong below ``root``: a pure function of the identity."""
+        name = f"{self.subject.name}__{self.lists.name}__{json_hash(self.identity)[:10]}"
+        return Path(root) / "listwise" / name / SAMPLES
+
+    def log_prob_jobs(self, encoded: Sequence[Encoded], root: str | Path) -> list[tuple[LogProbJob, Path]]:
+        """The forwards under the run's weights, and under those it started from; and where each is kept."""
+        items = [Item(one.item.id, one.rows) for one in encoded]
+        terms = self.objective is not None and self.objective.needs.per_token
+        named = ((self.subject.name, self.weights), ("reference", self.reference))
+        found = []
+        for name, weights in named:
+            if weights is not None:
+                job = LogProbJob(LogProbScorer(weights, self.device), items, self.micro_batch_size, terms)
+                found.append((job, job.directory(root, f"{name}__{self.lists.name}")))
+        return found
 
     @property
     def has_method(self) -> bool:
@@ -112,67 +118,43 @@ class ListJob:
         return found, {"refused": refused, "cut": cut}
 
 
-def reward_lists(job: ListJob, encoded: Sequence[Encoded], directory: Path, shard_size: int) -> dict[str, Any]:
-    """Compute what is not in ``directory`` yet, shard by shard; returns the manifest.
+def reward_lists(job: ListJob, encoded: Sequence[Encoded], root: str | Path, shard_size: int) -> tuple[Path, str]:
+    """Compute the log-probs that are not kept yet, and write one line per prompt; returns the file and its hash.
 
-    Whatever ends it, finished forwards are kept, and the next call goes on with the next one.
+    Whatever ends it, finished forwards are kept, and the next call goes on with the next one. One model at a time is
+    in memory.
     """
-    store = ShardedJsonl(directory, shard_size)
-    total = -(-len(encoded) // shard_size)
-    policy = LogProbScorer(job.weights, job.device)
-    reference = None if job.reference is None else LogProbScorer(job.reference, job.device)
-    with store.claimed(job.identity):
-        for shard in store.pending(encoded):
-            started = time.monotonic()
-            store.write(shard.index, lines_of(job, store, shard, policy, reference), time.monotonic() - started)
-            taken, responses = time.monotonic() - started, sum(len(one.rows) for one in shard.items)
-            print(
-                f"  shard {shard.index + 1}/{total}: {responses} responses, {taken:.1f} s", file=sys.stderr, flush=True
-            )
-        counts = {"prompts": len(encoded), "responses": sum(len(one.rows) for one in encoded)}
-        return store.finish("listwise", job.identity, counts)
+    kept = [kept_log_probs(*planned, shard_size) for planned in job.log_prob_jobs(encoded, root)]
+    lines = []
+    for one in encoded:
+        values, *beside = (found[one.item.id] for found in kept)
+        lines.append(line_of(line_of_prompt(job, one, values, beside[0] if beside else None)))
+    content, path = b"".join(lines), job.path(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, content)
+    return path, hashlib.sha256(content).hexdigest()
 
 
-def lines_of(
-    job: ListJob,
-    store: ShardedJsonl,
-    shard: Shard[Encoded],
-    policy: LogProbScorer,
-    reference: LogProbScorer | None,
-) -> list[dict[str, Any]]:
-    """The lines of one shard; forwards that an earlier process finished are read from its journal."""
-    rows = [row for one in shard.items for row in one.rows]
-    found: dict[int, dict[str, Any]] = {}
-    with store.journal(shard.index) as journal:
-        for record in journal.records:
-            found |= {entry.pop("row"): entry for entry in record["rows"]}
-        for indices, values in rewarded(job, rows, policy, reference, skip=len(journal.records)):
-            journal.append({"rows": [{"row": index, **value} for index, value in zip(indices, values, strict=True)]})
-            found |= dict(zip(indices, values, strict=True))
-    places = iter(range(len(rows)))
-    return [line_of(job, one, [found[next(places)] for _ in one.rows]) for one in shard.items]
+def done_jobs(job: ListJob, encoded: Sequence[Encoded], root: str | Path, shard_size: int) -> tuple[int, int]:
+    """(models whose log-probs are kept already, models)."""
+    planned = job.log_prob_jobs(encoded, root)
+    return sum(is_kept(one, directory, shard_size) for one, directory in planned), len(planned)
 
 
-def rewarded(
-    job: ListJob, rows: Sequence[Row], policy: LogProbScorer, reference: LogProbScorer | None, skip: int
-) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """(indices, what is kept of each response) of one forward after the other."""
-    if skip >= len(batches(rows, job.micro_batch_size)):
-        return
-    others = None if reference is None else reference.responses(rows, job.micro_batch_size, skip)
-    for indices, values in policy.responses(rows, job.micro_batch_size, skip):
-        beside = None if others is None else next(others)[1]
-        kept = [
-            {"sum": finite(value.summed), "tokens": value.tokens, "cut": rows[index].cut}
-            for index, value in zip(indices, values, strict=True)
-        ]
+def line_of_prompt(
+    job: ListJob, one: Encoded, values: list[RowLogProbs], beside: list[RowLogProbs] | None
+) -> dict[str, Any]:
+    """One prompt with its responses, as they are stored; a number that is not finite is null."""
+    rewards = method_rewards(job, values, beside) if job.has_method and values else [None] * len(values)
+    responses = []
+    for place, (response, row, value) in enumerate(zip(one.item.responses, one.rows, values, strict=True)):
+        entry: dict[str, Any] = {"model": response.writer, "text": response.text, "score": response.score}
+        entry |= {"sum": finite(value.summed), "tokens": value.tokens, "cut": row.cut}
         if beside is not None:
-            for entry, value in zip(kept, beside, strict=True):
-                entry["reference_sum"] = finite(value.summed)
-        if job.has_method:
-            for entry, number in zip(kept, method_rewards(job, values, beside), strict=True):
-                entry["reward"] = finite(number)
-        yield indices, kept
+            entry["reference_sum"] = finite(beside[place].summed)
+        responses.append(entry | {"reward": finite(rewards[place])})
+    prompt = [{"role": turn.role, "content": turn.content} for turn in one.item.prompt]
+    return {"prompt_id": one.item.id, "model": job.subject.name, "prompt": prompt, "responses": responses}
 
 
 def method_rewards(job: ListJob, values: list[RowLogProbs], beside: list[RowLogProbs] | None) -> list[float]:
@@ -183,17 +165,6 @@ def method_rewards(job: ListJob, values: list[RowLogProbs], beside: list[RowLogP
     return found
 
 
-def line_of(job: ListJob, one: Encoded, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One prompt with its responses, as they are stored."""
-    item = one.item
-    responses = [
-        {"model": response.writer, "text": response.text, "score": response.score, **value}
-        for response, value in zip(item.responses, values, strict=True)
-    ]
-    prompt = [{"role": turn.role, "content": turn.content} for turn in item.prompt]
-    return {"prompt_id": item.id, "model": job.subject.name, "prompt": prompt, "responses": responses}
-
-
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """``value``; ``None`` (null) for what JSON cannot hold."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
