@@ -111,6 +111,7 @@ def finish(
 
     ``sources``: name -> ``{"path", "hash"}`` of generations, judgments and reference files.
     """
+    from src.config import evaluation_hash
     from src.environment import environment
 
     record = Record(
@@ -126,6 +127,8 @@ def finish(
         notes=scores.notes,
         details=without_nan(dict(scores.details)),
         sources=dict(sources or {}),
+        evaluation_hash=evaluation_hash(benchmark, config),
+        scale=config.scale or "",
     )
     path = write_record(Path(config.records_root), record)
     name = None if judge is None else judge.model or judge.name

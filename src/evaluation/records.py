@@ -82,6 +82,8 @@ class Record:
     ``judge``: of benchmarks that have one. ``counts``: how many rows fell under which rule (ties, unparsable, …);
     ``notes``: what a reader of the numbers must know; ``details``: further plain data (cells of a matrix);
     ``sources``: generations, judgments and reference files it was made from, name -> ``{"path", "hash"}``.
+    ``evaluation_hash``: of the evaluation's configuration, whichever checkpoint it was given; ``scale``: of
+    experiments/scale, where it is a part of a table.
     """
 
     benchmark: str
@@ -97,6 +99,8 @@ class Record:
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Any] = field(default_factory=dict)
+    evaluation_hash: str = ""
+    scale: str = ""
 
     @property
     def id(self) -> str:
@@ -106,7 +110,9 @@ class Record:
         """
         identity = [self.run.config_hash, self.run.checkpoint, self.benchmark, self.data.split, dict(self.settings)]
         if self.judge is not None:
-            identity.append(list(self.judge.identity))
+            pass
+        if self.evaluation_hash:
+            identity.append(self.evaluation_hash)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         run = self.run
         names = (self.benchmark, run.method, run.model, run.dataset, f"s{run.seed}", digest)
@@ -151,6 +157,8 @@ def _judged_fields(top: Mapping[str, Any]) -> dict[str, Any]:
         "notes": tuple(str(note) for note in top.get("notes") or ()),
         "details": _mapping(top.get("details", {}), "'details'"),
         "sources": _mapping(top.get("sources", {}), "'sources'"),
+        "evaluation_hash": str(top.get("evaluation_hash", "")),
+        "scale": str(top.get("scale", "")),
     }
 
 
