@@ -31,6 +31,7 @@ class BenchmarkConfig:
     dtype: str | None = None
     benchmark: str = one_of("official", "toy")
     max_items: int | None = number(None, at_least=1)
+    scale: str | None = None
     dry_run: bool = MISSING
     output: str = one_of("text", "json")
     output_root: str = MISSING

@@ -19,6 +19,7 @@ from src.benchmark_schema import (
     ListwiseConfig,
     LmHarnessConfig,
     MTBenchConfig,
+    ReproduceConfig,
     RMBenchConfig,
 )
 from src.errors import Problems
@@ -59,6 +60,7 @@ SCHEMAS: dict[str, type] = {
     "lm_harness": LmHarnessConfig,
     "rm_bench": RMBenchConfig,
     "listwise": ListwiseConfig,
+    "reproduce": ReproduceConfig,
 }
 
 
@@ -318,9 +320,9 @@ NOT_MEASURED = (
 """Keys of an evaluation that change where it writes and what is shown of it, but not what it measures."""
 
 
-def evaluation_hash(benchmark: str, config: DictConfig) -> str:
+def evaluation_hash(benchmark: str, config: Any) -> str:
     """Ten hex digits of the SHA-256 of what an evaluation measures, whichever checkpoint it is of."""
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     assert isinstance(plain, dict)
     view = {str(key): value for key, value in plain.items() if key not in NOT_MEASURED}
     return hashlib.sha256(json.dumps([benchmark, view], sort_keys=True).encode()).hexdigest()[:10]

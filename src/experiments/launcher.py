@@ -30,6 +30,9 @@ class Launcher(Protocol):
     def state(self, job: Job) -> State:
         """How far a job is."""
 
+    def place(self, job: Job) -> Path:
+        """The folder of what is known of a job."""
+
     def tail(self, job: Job, lines: int) -> list[str]:
         """The last lines of what a job said."""
 

@@ -122,7 +122,7 @@ def build_tables(records: Iterable[Record]) -> list[Table]:
 
 def _table(records: list[Record]) -> Table:
     first = records[0]
-    _refuse_several_judges(records)
+    refuse_several_judges(records)
     rows = [_row(label, group) for label, group in _label_rows(records)]
     present = {metric for row in rows for metric in row.cells}
     metrics = tuple([m for m in METRICS if m in present] + sorted(present - set(METRICS)))
@@ -141,7 +141,8 @@ def _table(records: list[Record]) -> Table:
     )
 
 
-def _refuse_several_judges(records: Sequence[Record]) -> None:
+def refuse_several_judges(records: Sequence[Record]) -> None:
+    """Raise ``UserError`` when records of one benchmark have different judges, whose numbers do not compare."""
     judges: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         identity = () if record.judge is None else record.judge.identity

@@ -1,0 +1,145 @@
+"""What came of a plan's jobs: the records and curves behind each cell."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.errors import UserError
+from src.evaluation.records import Record, read_records
+from src.experiments.experiment import Column, Curve, MeanOf, Measured, RankOf
+from src.experiments.jobs import Job, trained
+from src.experiments.plan import Measurement, Plan
+from src.experiments.published import Labels
+
+
+@dataclass
+class RecordIndex:
+    """Records of a folder by what they measured; looks again when files were added."""
+
+    folder: Path
+    _seen: dict[str, Record] = field(default_factory=dict)
+    _index: dict[tuple[str, str, str], list[Record]] = field(default_factory=dict)
+
+    def find(self, job: Job) -> Record | None:
+        """The newest record of a measurement, or ``None``."""
+        self.refresh()
+        found = self._index.get((job.kind, job.run.name.rpartition("__")[2], job.evaluation), [])
+        return max(found, key=lambda record: record.created, default=None)
+
+    def refresh(self) -> None:
+        """Read the files that are new."""
+        names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
+        for name in sorted(names):
+            if name.endswith(".json") and not name.startswith(".") and name not in self._seen:
+                record = read_records([self.folder / name])[0]
+                self._seen[name] = record
+                key = (record.benchmark, record.run.config_hash, record.evaluation_hash)
+                self._index.setdefault(key, []).append(record)
+
+
+def done(job: Job, index: RecordIndex) -> bool:
+    """Whether a job has its result: a finished run, or a record."""
+    return trained(job.run) if job.is_training else index.find(job) is not None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell with one seed: the number as the record has it, the record itself, or why there is none."""
+
+    seed: int
+    number: float | None
+    record: Record | None = None
+    run: Path | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Reads the values behind the cells of a plan."""
+
+    plan: Plan
+    index: RecordIndex
+
+    def values(self, labels: Labels, column: Column) -> list[Value]:
+        """One value per seed, times the column's factor; derived columns are computed seed by seed."""
+        column = self.plan.scale.column(column)
+        if isinstance(column.source, MeanOf):
+            return [self.mean(labels, column.source, seed) for seed in self.plan.seeds]
+        if isinstance(column.source, RankOf):
+            return [self.rank(labels, column.source, seed) for seed in self.plan.seeds]
+        if not isinstance(column.source, (Measured, Curve)):
+            return [Value(seed, None, reason=column.source.reason) for seed in self.plan.seeds]
+        return [self.measured(measurement) for measurement in self.plan.of(labels, column)]
+
+    def measured(self, measurement: Measurement) -> Value:
+        """The value of one measurement."""
+        source, factor = measurement.column.source, measurement.column.scale
+        if isinstance(source, Curve):
+            value = curve_value(measurement.run, source)
+            reason = "" if value is not None else "not trained yet"
+            return Value(measurement.seed, None if value is None else factor * value, None, measurement.run, reason)
+        assert isinstance(source, Measured)
+        assert measurement.evaluation is not None
+        record = self.index.find(self.plan.jobs[measurement.evaluation])
+        if record is None:
+            return Value(measurement.seed, None, None, measurement.run, "not measured yet")
+        if source.metric not in record.metrics:
+            known = ", ".join(record.metrics)
+            raise UserError(f"record {record.id} has no metric '{source.metric}'; it has {known}")
+        metric = record.metrics[source.metric]
+        number = None if metric["value"] is None else factor * metric["value"]
+        return Value(measurement.seed, number, record, measurement.run, metric.get("reason", ""))
+
+    def mean(self, labels: Labels, source: MeanOf, seed: int) -> Value:
+        """The mean of other columns; none where one of them is missing."""
+        numbers = [self.number(labels, name, seed) for name in source.columns]
+        known = [number for number in numbers if number is not None]
+        if len(known) < len(numbers):
+            return Value(seed, None, reason=f"needs {', '.join(source.columns)}")
+        return Value(seed, sum(known) / len(known))
+
+    def rank(self, labels: Labels, source: RankOf, seed: int) -> Value:
+        """The row's place, ties sharing the better one; none where its own number is missing."""
+        own = self.number(labels, source.column, seed)
+        if own is None:
+            return Value(seed, None, reason=f"needs {source.column}")
+        higher = self.plan.experiment.column(source.column).higher_is_better
+        rivals = [
+            self.number(other, source.column, seed)
+            for other in self.plan.experiment.keys
+            if all(other[axis] == labels[axis] for axis in source.within)
+        ]
+        better = sum(number is not None and (number > own if higher else number < own) for number in rivals)
+        return Value(seed, 1.0 + better)
+
+    def number(self, labels: Labels, column: str, seed: int) -> float | None:
+        """The number of a cell with one seed."""
+        values = self.values(labels, self.plan.experiment.column(column))
+        return next((value.number for value in values if value.seed == seed), None)
+
+    def records(self) -> list[Record]:
+        """All records that the table stands on, each once."""
+        found = (self.index.find(self.plan.jobs[m.evaluation]) for m in self.plan.measurements if m.evaluation)
+        return list({record.id + record.created: record for record in found if record is not None}.values())
+
+
+def curve_value(run: Path, source: Curve) -> float | None:
+    """The largest or last value of a metric in the run's metrics.jsonl; ``None`` until the run is finished."""
+    if not trained(run):
+        return None
+    values = [value for split, value in curve(run, source.metric) if split == source.split]
+    if not values:
+        raise UserError(f"{run / 'metrics.jsonl'} has no '{source.metric}' on {source.split}; correct the experiment")
+    return max(values) if source.take == "max" else values[-1]
+
+
+def curve(run: Path, metric: str) -> Iterator[tuple[str, float]]:
+    """(split, value) of a metric over the steps of a run."""
+    lines: Iterable[str] = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in map(json.loads, lines):
+        if isinstance(line.get(metric), (int, float)):
+            yield str(line.get("split", "train")), float(line[metric])
