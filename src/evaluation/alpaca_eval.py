@@ -38,6 +38,11 @@ def contradictions(config: AlpacaEvalConfig) -> list[str]:
             return [
                 f"missing_rows={config.missing_rows} is of stored judgments; give annotations=FILE, or leave it out"
             ]
+        if config.checkpoint is None and config.outputs is None and "base_url" not in config.generator:
+            return [
+                "there is nothing to measure; give checkpoint=RUN, a model's answers: outputs=FILE, or stored judgments: "
+                "stage=score annotations=FILE"
+            ]
         return []
     given = [f"{key}={value}" for key in ("checkpoint", "outputs", "max_items") if (value := getattr(config, key))]
     given += [f"{key}=true" for key in ("dry_run",) if getattr(config, key)]

@@ -229,6 +229,7 @@ def test_rows_that_cannot_be_right_are_refused(tmp_path: Path, change: dict[str,
     ("overrides", "says"),
     [
         (("stage=all",), "write stage=score"),
+        (("annotations=null",), "there is nothing to measure"),
         (("checkpoint=runs/x",), "checkpoint=runs/x would not be read"),
         (("annotations=[]",), "annotations"),
         (("annotations=nowhere.json",), "no such file"),
