@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from src.evaluation.alpaca.annotations import Annotations, read_annotations
+from src.evaluation.alpaca.benchmark import AlpacaEval
 from src.evaluation.alpaca.reference import Reference, read_reference
 from src.evaluation.alpaca.scores import PUBLISHED_ROWS, Rules, scores_of
 from src.evaluation.alpaca.stored import score_stored
+from src.evaluation.judges.base import Judged
+from src.generation.client import Completion
 from tests.support import ROOT
 
 DATA = ROOT.parent / "shared" / "data" / "alpaca"
@@ -78,3 +81,19 @@ def test_the_table_of_incomplete_models_is_the_leaderboard_s() -> None:
         rows = {row[""]: int(float(row["n_total"])) for row in csv.DictReader(file)}
     assert len(rows) > 200
     assert {name: count for name, count in rows.items() if count != 805} == PUBLISHED_ROWS
+
+
+def test_stored_answers_and_gpt4_s_own_logprobs_give_the_published_numbers_through_the_live_path() -> None:
+    reference, _, truth = data()
+    benchmark = AlpacaEval(reference)
+    name, outputs = benchmark.read_outputs(DATA / "model_outputs" / "vicuna-13b-v1.5-togetherai.json.gz")
+    with gzip.open(DATA / "judge_logprobs.jsonl.gz") as file:
+        stored = {row["instr_index"]: row for row in map(json.loads, file) if row["model"] == name}
+    requests = benchmark.requests(outputs)
+    assert {int(request.id) for request in requests} == set(stored)  # five answers equal the baseline's
+    answers = [Completion("m", "length", logprobs=stored[int(one.id)]["logprobs"]["content"]) for one in requests]
+    scores = benchmark.score(outputs, [Judged(*one) for one in zip(requests, ((a,) for a in answers), strict=True)])
+    assert scores.counts["equal_answers"] == 5
+    for key in ("win_rate", "standard_error", "n_draws", "length_controlled_winrate"):
+        value = truth[name]["lc_auto"] if key.startswith("length") else truth[name][key]
+        assert scores.metrics[key]["value"] == pytest.approx(value, abs=1e-6), key
