@@ -162,6 +162,9 @@ def test_stored_answers_are_matched_by_question(tmp_path: Path) -> None:
     file = lines(tmp_path / "m.jsonl", answer(111, "two", "three"), answer("81", "Once {upon}", "Once"))
     name, outputs = small().read_outputs(file)
     assert (name, outputs) == ("m", ANSWERS)
+    as_list = tmp_path / "m.json"
+    as_list.write_text(json.dumps([answer(81, *ANSWERS["81"]), answer(111, *ANSWERS["111"])]))
+    assert small().read_outputs(as_list) == ("m", ANSWERS)
     assert small().first(1).read_outputs(file)[1] == {"81": ANSWERS["81"]}
     assert [item.id for item in small().first(1).items()] == ["81"]
     assert small().first(None) == small().first(9) == small()

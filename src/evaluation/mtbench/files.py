@@ -1,7 +1,7 @@
 """The files of FastChat's ``llm_judge``: questions, reference answers, models' answers, judgments.
 
-Each is JSON lines, plain or gzipped. What MT-Bench itself is (questions, references) is not part of this repository: it
-is read from a file, or fetched once from the revision named here and checked by its hash.
+Each is JSON lines (or one JSON list), plain or gzipped. What MT-Bench itself is (questions, references) is no part of
+this repository: it is read from a file, or fetched once from the revision named here and checked by its hash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from src.data.pairs import optional_text, require, text_field
-from src.data.sources.files import existing, located, read_json_lines
+from src.data.sources.files import existing, located
 from src.errors import UserError
 from src.evaluation.mtbench.ratings import Judgment
 from src.evaluation.stored import files_given, stem_of, stored_rows
@@ -133,7 +133,7 @@ def answer_turns(record: Mapping[str, Any]) -> tuple[str, ...]:
 def by_question(path: Path, read: Callable[[Mapping[str, Any]], Value]) -> dict[str, Value]:
     """Question id -> what ``read`` makes of its line; raises ``UserError`` with file and line for an id twice."""
     found: dict[str, Value] = {}
-    for line, record in read_json_lines(path):
+    for _, line, record in stored_rows(str(path), "file"):
         with located(path, line):
             if (name := identity(record)) in found:
                 raise UserError(f"question {name} is there twice; keep one of the two lines")
