@@ -110,7 +110,7 @@ class Record:
         """
         identity = [self.run.config_hash, self.run.checkpoint, self.benchmark, self.data.split, dict(self.settings)]
         if self.judge is not None:
-            pass
+            identity.append(list(self.judge.identity))
         if self.evaluation_hash:
             identity.append(self.evaluation_hash)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]

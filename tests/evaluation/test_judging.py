@@ -75,8 +75,9 @@ def test_a_judge_that_gives_no_grade_is_asked_once_more(tmp_path: Path) -> None:
     assert scores.counts == {"graded": 3, "unparsable": 1}
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 4, 5, 8])
-def test_whatever_was_answered_is_never_asked_again(tmp_path: Path, fails_at: int) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("fails_at", [1, 2, 5, 8])
+def test_whatever_was_answered_is_never_asked_again(tmp_path: Path, fails_at: int, cached: bool) -> None:
     """The endpoint breaks at one request; the second call goes on, and the two together ask each request once."""
     benchmark = grades(7)
     good: list[str] = []
@@ -92,6 +93,8 @@ def test_whatever_was_answered_is_never_asked_again(tmp_path: Path, fails_at: in
             judged(benchmark, server.base_url, tmp_path)
         assert error.value.exit_code == TRY_AGAIN_LATER
         assert f"({len(good)} answers to 7 requests are kept in {tmp_path / 'judgments'})" in str(error.value)
+        if not cached:
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # the journal alone is enough
         found = judged(benchmark, server.base_url, tmp_path)
     assert len(good) == len(set(good)) == sum(len(case.answers) for case in found)
     assert all("[[3]]" in case.answers[-1].text for case in found)
@@ -115,6 +118,28 @@ def test_a_journal_of_other_requests_is_not_taken(tmp_path: Path) -> None:
             judged(other, server.base_url, tmp_path)
         judged(other, server.base_url, tmp_path, directory="other")
         assert len(server.payloads) == 4
+
+
+def test_a_kept_answer_to_another_question_is_not_taken(tmp_path: Path) -> None:
+    """As where asking again was changed between two calls."""
+    benchmark = grades(1)
+    with (
+        serving(lambda payload, number: answer("no grade") if number == 1 else Reply(status=500)) as server,
+        pytest.raises(UserError, match="1 answers to 1 requests are kept"),
+    ):
+        judged(benchmark, server.base_url, tmp_path)
+    journal = tmp_path / "judgments" / "partial" / "000000.jsonl"
+    (line,) = map(json.loads, journal.open())
+    wrong = {**line, "round": 1, "request": "0" * 64, "text": "[[9]]"}
+    journal.write_text(f"{json.dumps(line)}\n{json.dumps(wrong)}\n")
+    with serving(lambda payload, number: answer("[[2]]")) as server:
+        settings = OpenAI(server.base_url, "judge-1")
+        begun = tmp_path / "judgments" / "begun.json"
+        content = json.loads(begun.read_text())
+        content["identity"]["judge"] = settings.open(tmp_path).describe()  # the port is another
+        begun.write_text(json.dumps(content))
+        (only,) = judged(benchmark, server.base_url, tmp_path)
+    assert [one.text for one in only.answers] == ["no grade", "[[2]]"]
 
 
 def test_changed_judgments_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,11 @@ def test_a_half_judged_benchmark_is_estimated_by_what_is_left(
         changes = {"outputs": str(outputs), "judge": openai_judge(server.base_url, concurrency=1)}
         with pytest.raises(UserError, match="everything finished is kept"):
             run(tmp_path, benchmark, **changes)
-        capsys.readouterr()
-        run(tmp_path, benchmark, **changes, dry_run=True)
-    assert "judge: 2 calls (3 are there already)" in capsys.readouterr().err
+        for kept in ("journal and cache", "journal alone"):
+            capsys.readouterr()
+            run(tmp_path, benchmark, **changes, dry_run=True)
+            assert "judge: 2 calls (3 are there already)" in capsys.readouterr().err, kept
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
 
 def test_stored_answers_take_the_place_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,8 +143,9 @@ def test_stored_answers_take_the_place_of_a_checkpoint(tmp_path: Path, capsys: p
     (record,) = records_in(tmp_path)
     assert record["sources"]["answers 1"]["path"] == str(path)
     shards = Path(record["sources"]["judgments"]["path"]) / "shards"
-    asked = [json.loads(line)["id"] for shard in sorted(shards.iterdir()) for line in shard.open()]
-    assert asked == ["q0:0", "q1:0", "q2:0"]
+    asked = [json.loads(line) for shard in sorted(shards.iterdir()) for line in shard.open()]
+    assert [line["id"] for line in asked] == ["q0:0", "q1:0", "q2:0"]
+    assert all(f"answer 0 of q{number}" in line["messages"][0]["content"] for number, line in enumerate(asked))
 
 
 @pytest.mark.parametrize(
