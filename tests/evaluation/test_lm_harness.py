@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,7 +45,9 @@ def first(place: Path) -> dict[str, Any]:
     return scores
 
 
-def called_directly(model: Path, folder: Path, data: Path, *, limit: int | None, shots: dict[str, int | None]) -> Any:
+def called_directly(
+    model: Path, folder: Path, data: Path, *, limit: int | None, shots: Mapping[str, int | None]
+) -> Any:
     """``lm_eval.simple_evaluate`` on task files that include lm-eval's own."""
     from lm_eval import evaluator, simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -169,9 +171,12 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(
     assert harness(tmp_path, *asked(place)).code == 130
     before = answered.copy()
     answered[:] = [None] * 10  # never again
-    monkeypatch.setattr(
-        CacheHook, "add_partial", lambda *arguments: (answered.append(arguments[2]), original(*arguments))[1]
-    )
+
+    def counted(hook: Any, name: str, request: Any, answer: Any) -> None:
+        answered.append(request)
+        original(hook, name, request, answer)
+
+    monkeypatch.setattr(CacheHook, "add_partial", counted)
     assert printed(harness(tmp_path, *asked(place))) == [first]
     after = answered[10:]
     assert len(before) == 1

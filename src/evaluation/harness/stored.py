@@ -47,10 +47,16 @@ def score_stored(config: LmHarnessConfig) -> list[ModelScores]:
 
 def refuse_checkpoint(config: LmHarnessConfig) -> None:
     """Raise ``UserError`` for keys that would not be read."""
-    if config.checkpoint is not None:
+    given = {
+        "checkpoint": config.checkpoint,
+        "max_items": config.max_items,
+        "num_fewshot": config.num_fewshot,
+        "apply_chat_template": config.apply_chat_template,
+    }
+    if unread := [f"{key}={value}" for key, value in given.items() if value is not None]:
         raise UserError(
-            f"checkpoint={config.checkpoint} would not be read: stage=score takes logs alone; leave it out, or leave "
-            "stage out to run the tasks"
+            f"{', '.join(unread)} would not be read: stage=score takes logs as they are; leave it out, or leave stage "
+            "out to run the tasks"
         )
 
 
