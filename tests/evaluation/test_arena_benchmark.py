@@ -207,6 +207,16 @@ def test_stored_answers_judged_by_an_endpoint(tmp_path: Path) -> None:
     assert_says(message, "baseline=gpt-4-0314", "holds 2 answers of base")
 
 
+def test_a_trial_passes_over_answers_to_the_other_questions(tmp_path: Path) -> None:
+    outputs = written(tmp_path / "o.jsonl", [new_answer("q1", "mine"), new_answer("q2", "mine")])
+    with serving(lambda payload, number: answer("[[A=B]]")) as server:
+        command = (f"outputs={outputs}", *official(tmp_path), *asked(server.base_url), "max_items=1")
+        (found,) = printed(*command, groups=["judge=openai"])
+        assert len(server.payloads) == 2
+    assert (found["score"], found["counts"]["questions"]) == (pytest.approx(50), 1)
+    assert "only the first 1 items" in " ".join(found["notes"])
+
+
 def test_the_toy_world_by_the_same_code(tmp_path: Path) -> None:
     questions, baseline = toy_world()
     assert len(questions) == len(baseline) == 100

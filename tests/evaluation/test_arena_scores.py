@@ -22,7 +22,7 @@ OLD, NEW = RULES["v0.1"], RULES["current"]
         ("first [[A>B]], no: [[B>A]]", (None, CONTRADICTORY), "B>A"),  # the last one wins in 2025
         ("verdict: [A>B]", (None, NO_LABEL), "A>B"),  # single brackets: 2025 only
         ("[B>A] but then [[A>B]] and [B>>A]", "A>B", "A>B"),  # single brackets only where there are no double ones
-        ("verdict: [[a>b]]", (None, NO_LABEL), "A>B"),  # capitals
+        ("verdict: [[a>b]], not [b>a]", (None, NO_LABEL), "A>B"),  # capitals
         ("[[A<B]]", ("A<B", UNKNOWN), "A<B"),
         ("[[B=A]]", ("B=A", UNKNOWN), "B=A"),
         ("x = a[[A]] + b", ("A", UNKNOWN), ("A", UNKNOWN)),
