@@ -68,7 +68,7 @@ def test_dressing_answers_up_wins_raw_but_not_under_length_control(tmp_path: Pat
 
 def test_the_world_s_files_are_in_the_package_s_formats_and_never_change() -> None:
     fair, fond = toy_reference(), toy_reference(2.0)
-    assert (len(fair.questions), fair.baseline) == (200, "toy_teacher")
+    assert (len(fair.questions), fair.baseline) == (200, "toy_novice")
     assert len(fair.positions) == 200
     assert fair.questions == fond.questions
     assert fair.gamed != fond.gamed

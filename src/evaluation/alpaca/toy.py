@@ -21,7 +21,7 @@ from src.data.toy.writers import WRITERS, draw_body, dress, write
 from src.evaluation.alpaca.reference import GAMED_COLUMNS, Question, Reference, csv_text
 
 QUESTIONS = 200
-BASELINE = "toy_teacher"
+BASELINE = "toy_novice"
 DRESSES = (("verbose", "plain", 2), ("concise", "concise", 0))
 """Name, style and explaining sentences of the baseline's gamed answers (its own are plain, without any)."""
 
@@ -60,9 +60,9 @@ def toy_prompts() -> list[Prompt]:
 
 
 def baseline_body(task: Task, place: int) -> str:
-    """The baseline's answer undressed: the teacher's skill, in the asked layout."""
-    teacher, rng = WRITERS["teacher"], random.Random(f"toy alpaca body {place}")
-    return draw_body(task, rng, mistake=teacher.mistake, omission=teacher.omission, layout=task.layout)
+    """The baseline's answer undressed: the mistakes and omissions of the novice, in the asked layout."""
+    novice, rng = WRITERS["novice"], random.Random(f"toy alpaca body {place}")
+    return draw_body(task, rng, mistake=novice.mistake, omission=novice.omission, layout=task.layout)
 
 
 def dressed(body: str, style: str, sentences: int, place: int) -> str:
