@@ -78,6 +78,13 @@ def test_groups_have_their_options() -> None:
         "show",
         "annotate",
         "generate",
+        "alpaca_eval",
+        "arena_hard",
+        "mt_bench",
+        "lm_harness",
+        "rm_bench",
+        "listwise",
+        "reproduce",
     }
 
 
@@ -118,7 +125,7 @@ def test_every_file_of_another_programs_group_names_all_fields_of_its_class(path
         assert node[name] == default, name
 
 
-@pytest.mark.parametrize("program", ["ranking", "report", "gaps"])
+@pytest.mark.parametrize("program", ["ranking", "report", "gaps", "listwise"])
 def test_other_programs_compose(program: str) -> None:
     register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
