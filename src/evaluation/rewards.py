@@ -193,6 +193,12 @@ class LogProbScorer:
             found = self._forward([as_pair(row) for row in chosen], per_token=True).chosen
             yield indices, [of_row(found, place, row) for place, row in enumerate(chosen)]
 
+    def close(self) -> None:
+        """Give back the memory; the weights are read again when they are needed again."""
+        self.__dict__.pop("model", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _refuse_unknown_ids(self, rows: Sequence[Row]) -> None:
         """Raise ``UserError`` for token ids that the weights do not embed: those of another tokenizer."""
         embeddings: Any = self.model.get_input_embeddings()

@@ -99,7 +99,7 @@ def test_an_absent_part_leaves_no_overall_score(absent: str, present: str) -> No
     items = random_items([part for part in PARTS if part != absent])
     found = scores(items)
     number = values(found)
-    assert f"{absent} is missing" in found.metrics["overall"]["reason"]
+    assert f"missing: {absent}" in found.metrics["overall"]["reason"]
     assert [number[f"overall{level}"] for level in ("", "/hard_acc", "/normal_acc", "/easy_acc")] == [None] * 4
     own = [number[domain] for domain in present.split(", ")]
     assert number["mean_of_present_domains"] == pytest.approx(np.mean(own))
@@ -226,7 +226,7 @@ def test_result_files_of_several_models(tmp_path: Path) -> None:
     assert first["code/hard_acc"] == pytest.approx(1 / 3)
     assert first["counts"]["nan_scores"] == 1
     assert first["overall"] is None
-    assert "math, safety-refuse, safety-response is missing" in first["overall_reason"]
+    assert "missing: math, safety-refuse, safety-response" in first["overall_reason"]
 
 
 def test_texts_are_scored_by_their_length(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def log_probs(config: RMBenchConfig, job: LogProbJob, label: str) -> list[list[R
         )
     say(f"log-probs under {job.scorer.weights.path}: {directory}")
     found = kept_log_probs(job, directory, config.shard_size, say)
+    job.scorer.close()  # before the reference is read: two large models need not fit side by side
     return [found[item.id] for item in job.items]
 
 

@@ -132,7 +132,7 @@ def overall_metrics(
     metrics: dict[str, Metric] = {}
     if not complete:
         gone = [part for part in layout.parts if not len(found[part])]
-        metrics |= without_value(OVERALL, f"needs all of {', '.join(layout.domains)}, and {', '.join(gone)} is missing")
+        metrics |= without_value(OVERALL, f"needs all of {', '.join(layout.domains)}; missing: {', '.join(gone)}")
     if whole:
         values = np.mean([levels_of(matrix_of(domains[domain])) for domain in whole], axis=0)
         samples = np.mean([drawn[domain] for domain in whole], axis=0)
