@@ -15,11 +15,11 @@ from src.errors import UserError
 from src.evaluation.benchmark import Scores
 from src.evaluation.finish import finish
 from src.evaluation.harness.estimate import say_estimate
-from src.evaluation.harness.load import Unit, data_sources, load_units
+from src.evaluation.harness.load import Unit, asked_names, data_sources, load_units
 from src.evaluation.harness.metrics import absent_averages, all_metrics
 from src.evaluation.harness.package import guest
 from src.evaluation.harness.run import Place, Settings, run_units
-from src.evaluation.harness.suites import Suite
+from src.evaluation.harness.suites import Suite, chosen
 from src.evaluation.records import DataInfo
 from src.evaluation.subject import Subject, subject_of
 
@@ -60,7 +60,7 @@ def measure(config: LmHarnessConfig) -> None:
 
 
 def refuse_unread(config: LmHarnessConfig) -> None:
-    """Raise ``UserError`` for values that cannot work, or would not be read."""
+    """Raise ``UserError`` for values that cannot work, or would not be read, before anything is read."""
     if config.samples is not None:
         raise UserError("samples would not be read: it goes with stage=score; add stage=score, or leave it out")
     if len(config.seeds) != 4:
@@ -72,6 +72,7 @@ def refuse_unread(config: LmHarnessConfig) -> None:
             "backend=vllm, but vllm is not installed here; install it (pip install vllm, on a machine with a GPU), or "
             "use backend=hf"
         )
+    chosen(asked_names(config), config.num_fewshot)
     size = config.batch_size
     if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UserError(f"batch_size={size} cannot work; give a whole number of at least 1, or auto")
