@@ -26,6 +26,7 @@ SMALL_TRAINING = ("debug=smoke", "engine.device=cpu", "training.max_steps=2", "t
 def test_readme_has_the_commands() -> None:
     modules = {shlex.split(command)[2] for command in COMMANDS}
     assert modules >= {"src.train", "src.preflight", "src.methods", "src.evaluation.ranking", "src.report"}
+    assert modules >= {"src.evaluation.alpaca_eval", "src.evaluation.rm_bench"}
     assert modules >= {"src.data.gaps", "src.data.show", "src.generate", "src.annotate"}
     assert len(COMMANDS) >= 10
 
@@ -61,7 +62,11 @@ def overrides_for(module: str, folder: Path) -> list[str]:
         return []
     if module == "src.report":
         return [f"runs={folder / 'runs'}", f"records={folder / 'records'}", f"output={folder / 'report'}"]
-    return [f"records_root={folder / 'records'}"]
+    places = [f"records_root={folder / 'records'}", f"output_root={folder / 'evaluations'}"]
+    if module == "src.evaluation.ranking":
+        return places
+    small = ["max_items=8", *(["decoding.max_new_tokens=16"] if module == "src.evaluation.alpaca_eval" else [])]
+    return [*places, f"cache_root={folder / 'cache'}", *small]
 
 
 def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
