@@ -137,6 +137,13 @@ def test_an_unfinished_run_is_refused_unless_allowed(run: Path, tmp_path: Path) 
     assert record_of(tmp_path)["settings"]["allow_unfinished"] is True
 
 
+def test_a_model_that_is_no_run(run: Path, tmp_path: Path) -> None:
+    model = f"checkpoint={run / 'checkpoints' / 'best' / 'model'}"
+    assert_says(refused(LISTWISE, model, *kept(tmp_path)), "there are no responses to rank", "benchmark=toy")
+    message = refused(LISTWISE, model, *kept(tmp_path), "benchmark=toy", "max_items=1", "reward=method")
+    assert_says(message, "reward=method", "is no run, so it has no method; give reward=average")
+
+
 def test_another_template_is_refused(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "run"
     shutil.copytree(run, other, symlinks=True)

@@ -71,6 +71,11 @@ def lists_of(
     than those of its validation split, and those that ``dataset.generalization`` kept from it. ``all``: every prompt.
     A prompt that comes twice counts once. The first ``max_items``. Raises ``UserError`` when nothing is left.
     """
+    if dataset is None and not trained:
+        raise UserError(
+            "there are no responses to rank: checkpoint is a model and no run, so it has no data set of its own; give "
+            "dataset=NAME (such as dataset=scored_responses dataset.source.path=FILE), or benchmark=toy"
+        )
     own = bool(trained) and (dataset is None or same(dataset, trained[0].dataset))
     dataset = trained[0].dataset if dataset is None else dataset
     source: Source = build(dataset.source, "dataset.source")
