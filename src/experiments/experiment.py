@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +18,23 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of a benchmark's record. ``arguments``: of its entry point, for this column alone."""
+    """A metric of a benchmark's record. ``arguments``: of its entry point, for this column alone; ``part``: its value,
+    or how far its interval reaches ``below`` (negative) or ``above`` it."""
 
     benchmark: str
     metric: str
     arguments: Overrides = ()
+    part: Literal["value", "below", "above"] = "value"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A value of the run's own metrics.jsonl: the largest or last of ``metric`` on ``split``."""
+    """A value of the run's own files: the largest or last of ``metric`` on ``split`` in metrics.jsonl, or, with the
+    split ``timings``, in timings.jsonl, where ``sum`` of the seconds is the time it took."""
 
     split: str
     metric: str
-    take: Literal["max", "last"]
+    take: Literal["max", "last", "sum"]
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,21 @@ class RankOf:
 
 
 @dataclass(frozen=True)
+class MeanRankOf:
+    """The mean of the row's places by several columns, each among the rows that share the labels of ``within``."""
+
+    columns: tuple[str, ...]
+    within: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Unreproduced:
     """What this program does not measure, and why."""
 
     reason: str
 
 
-Source = Measured | Curve | MeanOf | RankOf | Unreproduced
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column. ``overrides``: of the training, where the columns are settings. ``scale``: what a value of the record
-    is multiplied with to be printed (100 for shares that the paper prints in percent)."""
-
-    name: str
-    title: str
-    source: Source
-    overrides: Overrides = ()
-    higher_is_better: bool = True
-    scale: float = 1.0
-    digits: int = 1
+Source = Measured | Curve | MeanOf | RankOf | MeanRankOf | Unreproduced
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,24 @@ class Meaning:
     overrides: Overrides = ()
     model: str | None = None
     recipes: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. ``overrides``: of the training, where the columns are settings; ``fixed``: labels that its cells have
+    besides those of their row, where the columns are models or methods. ``scale``: what a value of the record is
+    multiplied with to be printed (100 for shares that the paper prints in percent). ``compared``: whether one value can
+    be better than another (a standard error or a length is not)."""
+
+    name: str
+    title: str
+    source: Source
+    overrides: Overrides = ()
+    higher_is_better: bool = True
+    scale: float = 1.0
+    digits: int = 1
+    fixed: Mapping[str, Meaning] = field(default_factory=dict)
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,8 @@ def find(paper: str, table: str) -> Path:
 def load(path: Path) -> Experiment:
     """Read an experiment; raises ``UserError`` naming file and key of what is wrong."""
     node = read_node(path).only(
-        *("paper", "table", "kind", "title", "rows", "fixed", "columns", "overrides", "bold_within", "claims", "notes")
+        *("paper", "table", "kind", "title", "rows", "leave_out", "fixed", "columns", "overrides", "bold_within"),
+        *("claims", "notes"),
     )
     paper, number, kind = (str(node.need(key)) for key in ("paper", "table", "kind"))
     if kind not in KINDS:
@@ -157,8 +173,8 @@ def load(path: Path) -> Experiment:
         str(node.need("title")),
         axes,
         fixed,
-        tuple(keys_of(published, rows, axes, node.where)),
-        tuple(column_of(node.child("columns"), name) for name in node.child("columns").values),
+        tuple(keys_of(published, rows, axes, node.child("leave_out"))),
+        tuple(column_of(node.child("columns"), name, labels) for name in node.child("columns").values),
         node.texts("overrides"),
         node.texts("bold_within"),
         tuple(node.get("claims") or ()),
@@ -169,11 +185,22 @@ def load(path: Path) -> Experiment:
 
 
 def axis_of(rows: Node, axis: str, labels: Node) -> dict[str, Meaning]:
-    """The labels of an axis: a list of labels that paper.yaml knows, or a mapping label -> overrides."""
+    """The labels of an axis: a list of labels that paper.yaml knows, or a mapping label -> what it means here."""
     if isinstance(rows.get(axis), list):
         return {label: meaning_of(labels, axis, label, rows.where) for label in rows.texts(axis)}
     choices = rows.child(axis)
-    return {label: Meaning(choices.texts(label)) for label in choices.values}
+    return {label: meaning_at(choices, label, model=axis == "model") for label in choices.values}
+
+
+def meaning_at(choices: Node, label: str, *, model: bool) -> Meaning:
+    """What the file says of a label: a list of overrides, or a mapping with the model or the recipes as well."""
+    if not model and not isinstance(choices.get(label), dict):
+        return Meaning(choices.texts(label))
+    if model:
+        entry = choices.child(label).only("model", "overrides")
+        return Meaning(entry.texts("overrides"), str(entry.need("model")))
+    entry = choices.child(label).only("overrides", "recipes")
+    return Meaning(entry.texts("overrides"), None, {k: str(v) for k, v in entry.child("recipes").values.items()})
 
 
 def meaning_of(labels: Node, axis: str, label: str, where: str) -> Meaning:
@@ -181,59 +208,43 @@ def meaning_of(labels: Node, axis: str, label: str, where: str) -> Meaning:
     known = labels.child(f"{axis}s")
     if label not in known.values:
         raise UserError(f"{where}: {axis} '{label}' is not in {labels.where}{did_you_mean(label, known.values)}")
-    if axis == "model":
-        entry = known.child(label).only("model", "overrides")
-        return Meaning(entry.texts("overrides"), str(entry.need("model")))
-    if isinstance(known.get(label), list):
-        return Meaning(known.texts(label))
-    entry = known.child(label).only("overrides", "recipes")
-    return Meaning(entry.texts("overrides"), None, {k: str(v) for k, v in entry.child("recipes").values.items()})
+    return meaning_at(known, label, model=axis == "model")
 
 
 def keys_of(
-    published: PublishedTable | None, rows: Node, axes: Mapping[str, Mapping[str, Meaning]], where: str
+    published: PublishedTable | None, rows: Node, axes: Mapping[str, Mapping[str, Meaning]], leave_out: Node
 ) -> list[dict[str, str]]:
-    """The rows: as printed where the paper prints the table with these axes, else the product of the axes."""
+    """The rows: as printed where the paper prints the table with these axes, but for the labels to ``leave_out``
+    (printed averages, which nobody trains), else the product of the axes."""
+    where = rows.where
     names = tuple(rows.values)
     if published is None or any(axis not in published.columns for axis in names):
         return [dict(zip(names, labels, strict=True)) for labels in itertools.product(*(axes[name] for name in names))]
-    keys = published.keys(names)
+    unwanted = {axis: leave_out.texts(axis) for axis in leave_out.values}
+    keys = [key for key in published.keys(names) if all(key[axis] not in unwanted.get(axis, ()) for axis in names)]
     for key in keys:
         for axis, label in key.items():
             if label not in axes[axis]:
-                raise UserError(f"{where}: rows.{axis} lacks the printed label '{label}'; add it")
+                raise UserError(f"{where}: {axis} lacks the printed label '{label}'; add it")
     for axis in names:
         for label in axes[axis]:
             if all(key[axis] != label for key in keys):
-                raise UserError(f"{where}: rows.{axis} has '{label}', which the paper does not print; remove it")
+                raise UserError(f"{where}: {axis} has '{label}', which the paper does not print; remove it")
     return keys
 
 
-def column_of(columns: Node, name: str) -> Column:
-    """One column from its description."""
+SOURCES = ("benchmark", "curve", "mean_of", "rank_of", "mean_rank_of", "unreproduced")
+COMMON = ("title", "overrides", "fixed", "higher_is_better", "scale", "digits", "compared")
+
+
+def column_of(columns: Node, name: str, labels: Node) -> Column:
+    """One column from its description; ``labels``: paper.yaml."""
     node = columns.child(name)
-    common = ("title", "overrides", "higher_is_better", "scale", "digits")
-    kinds = [key for key in ("benchmark", "curve", "mean_of", "rank_of", "unreproduced") if key in node.values]
-    if len(kinds) != 1:
-        raise UserError(f"{node.where}: give one of benchmark, curve, mean_of, rank_of, unreproduced")
-    source: Source
-    if kinds == ["benchmark"]:
-        node.only("benchmark", "metric", "arguments", *common)
-        source = Measured(str(node.need("benchmark")), str(node.need("metric")), node.texts("arguments"))
-    elif kinds == ["curve"]:
-        node.only("curve", "metric", "take", *common)
-        take = node.get("take", "last")
-        if take not in ("max", "last"):
-            raise UserError(f"{node.where}: take '{take}' is unknown; choose max or last")
-        source = Curve(str(node.need("curve")), str(node.need("metric")), take)
-    elif kinds == ["mean_of"]:
-        source = MeanOf(node.only("mean_of", *common).texts("mean_of"))
-    elif kinds == ["rank_of"]:
-        node.only("rank_of", "within", *common)
-        source = RankOf(str(node.need("rank_of")), node.texts("within"))
-    else:
-        source = Unreproduced(str(node.only("unreproduced", *common).need("unreproduced")))
-    better = not isinstance(source, RankOf)
+    source = source_of(node)
+    fixed = {
+        axis: meaning_of(labels, axis, str(label), node.where) for axis, label in node.child("fixed").values.items()
+    }
+    better = not isinstance(source, (RankOf, MeanRankOf))
     return Column(
         name,
         str(node.get("title", name)),
@@ -242,4 +253,38 @@ def column_of(columns: Node, name: str) -> Column:
         bool(node.get("higher_is_better", better)),
         float(node.get("scale", 1.0)),
         int(node.get("digits", 1)),
+        {axis: meaning_of(labels, axis, str(label), node.where) for axis, label in fixed.items()},
+        bool(node.get("compared", True)),
     )
+
+
+def source_of(node: Node) -> Source:
+    """Where the values of a column come from."""
+    kinds = [key for key in SOURCES if key in node.values]
+    if len(kinds) != 1:
+        raise UserError(f"{node.where}: give one of {', '.join(SOURCES)}")
+    if kinds == ["benchmark"]:
+        return measured_of(node.only("benchmark", "metric", "arguments", "part", *COMMON))
+    if kinds == ["curve"]:
+        node.only("curve", "metric", "take", *COMMON)
+        take = node.get("take", "last")
+        if take not in ("max", "last", "sum"):
+            raise UserError(f"{node.where}: take '{take}' is unknown; choose max, last or sum")
+        return Curve(str(node.need("curve")), str(node.need("metric")), take)
+    if kinds == ["mean_of"]:
+        return MeanOf(node.only("mean_of", *COMMON).texts("mean_of"))
+    if kinds == ["rank_of"]:
+        node.only("rank_of", "within", *COMMON)
+        return RankOf(str(node.need("rank_of")), node.texts("within"))
+    if kinds == ["mean_rank_of"]:
+        node.only("mean_rank_of", "within", *COMMON)
+        return MeanRankOf(node.texts("mean_rank_of"), node.texts("within"))
+    return Unreproduced(str(node.only("unreproduced", *COMMON).need("unreproduced")))
+
+
+def measured_of(node: Node) -> Measured:
+    """A benchmark's metric."""
+    part = node.get("part", "value")
+    if part not in ("value", "below", "above"):
+        raise UserError(f"{node.where}: part '{part}' is unknown; choose value, below or above")
+    return Measured(str(node.need("benchmark")), str(node.need("metric")), node.texts("arguments"), part)

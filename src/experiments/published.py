@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,15 @@ class PublishedTable:
         wanted = {axis: label for axis, label in labels.items() if axis in self.columns}
         for row in self.rows:
             if all(str(row[axis]) == label for axis, label in wanted.items()):
-                value = row[column]
-                return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+                return number_of(row[column])
         return None
+
+
+def number_of(value: Any) -> float | None:
+    """A printed number; a time such as ``4h54`` in hours; ``None`` for anything else."""
+    if isinstance(value, str) and (time := re.fullmatch(r"(\d+)h(\d\d)", value)):
+        return int(time[1]) + int(time[2]) / 60
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def papers() -> list[str]:

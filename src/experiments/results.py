@@ -10,7 +10,8 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.evaluation.records import Record, read_records
-from src.experiments.experiment import Column, Curve, MeanOf, Measured, RankOf
+from src.evaluation.statistics import Metric
+from src.experiments.experiment import Column, Curve, MeanOf, MeanRankOf, Measured, RankOf
 from src.experiments.jobs import Job, trained
 from src.experiments.plan import Measurement, Plan
 from src.experiments.published import Labels
@@ -71,6 +72,8 @@ class Results:
             return [self.mean(labels, column.source, seed) for seed in self.plan.seeds]
         if isinstance(column.source, RankOf):
             return [self.rank(labels, column.source, seed) for seed in self.plan.seeds]
+        if isinstance(column.source, MeanRankOf):
+            return [self.mean_rank(labels, column.source, seed) for seed in self.plan.seeds]
         if not isinstance(column.source, (Measured, Curve)):
             return [Value(seed, None, reason=column.source.reason) for seed in self.plan.seeds]
         return [self.measured(measurement) for measurement in self.plan.of(labels, column)]
@@ -91,7 +94,8 @@ class Results:
             known = ", ".join(record.metrics)
             raise UserError(f"record {record.id} has no metric '{source.metric}'; it has {known}")
         metric = record.metrics[source.metric]
-        number = None if metric["value"] is None else factor * metric["value"]
+        number = part_of(metric, source.part)
+        number = None if number is None else factor * number
         return Value(measurement.seed, number, record, measurement.run, metric.get("reason", ""))
 
     def mean(self, labels: Labels, source: MeanOf, seed: int) -> Value:
@@ -116,6 +120,13 @@ class Results:
         better = sum(number is not None and (number > own if higher else number < own) for number in rivals)
         return Value(seed, 1.0 + better)
 
+    def mean_rank(self, labels: Labels, source: MeanRankOf, seed: int) -> Value:
+        """The mean of the row's places by several columns; none where one of them is missing."""
+        ranks = [self.rank(labels, RankOf(column, source.within), seed) for column in source.columns]
+        if missing := [column for column, rank in zip(source.columns, ranks, strict=True) if rank.number is None]:
+            return Value(seed, None, reason=f"needs {', '.join(missing)}")
+        return Value(seed, sum(rank.number or 0.0 for rank in ranks) / len(ranks))
+
     def number(self, labels: Labels, column: str, seed: int) -> float | None:
         """The number of a cell with one seed."""
         values = self.values(labels, self.plan.experiment.column(column))
@@ -127,19 +138,29 @@ class Results:
         return list({record.id + record.created: record for record in found if record is not None}.values())
 
 
+def part_of(metric: Metric, part: str) -> float | None:
+    """A metric's value, or the distance from it to the end of its interval ``below`` or ``above``."""
+    end = metric["low"] if part == "below" else metric["high"]
+    value = metric["value"]
+    if part == "value" or value is None:
+        return value
+    return None if end is None else end - value
+
+
 def curve_value(run: Path, source: Curve) -> float | None:
-    """The largest or last value of a metric in the run's metrics.jsonl; ``None`` until the run is finished."""
+    """The largest, last or summed value of a metric in the run's files; ``None`` until the run is finished."""
     if not trained(run):
         return None
-    values = [value for split, value in curve(run, source.metric) if split == source.split]
+    name = "timings.jsonl" if source.split == "timings" else "metrics.jsonl"
+    values = [value for split, value in curve(run / name, source.metric) if split == source.split]
     if not values:
-        raise UserError(f"{run / 'metrics.jsonl'} has no '{source.metric}' on {source.split}; correct the experiment")
-    return max(values) if source.take == "max" else values[-1]
+        raise UserError(f"{run / name} has no '{source.metric}' on {source.split}; correct the experiment")
+    return max(values) if source.take == "max" else sum(values) if source.take == "sum" else values[-1]
 
 
-def curve(run: Path, metric: str) -> Iterator[tuple[str, float]]:
-    """(split, value) of a metric over the steps of a run."""
-    lines: Iterable[str] = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def curve(path: Path, metric: str) -> Iterator[tuple[str, float]]:
+    """(split, value) of a metric over the steps of a run; the split of timings.jsonl is ``timings``."""
+    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
     for line in map(json.loads, lines):
         if isinstance(line.get(metric), (int, float)):
-            yield str(line.get("split", "train")), float(line[metric])
+            yield str(line.get("split", path.stem)), float(line[metric])

@@ -36,7 +36,7 @@ class Scale:
 
     def training(self, experiment: Experiment, labels: Labels, column: Column, seed: int) -> list[str]:
         """The overrides of ``src.train`` behind a cell; of two values of one key the later one counts."""
-        meanings = experiment.meanings(labels)
+        meanings = [*column.fixed.values(), *experiment.meanings(labels)]
         model = next((meaning.model for meaning in meanings if meaning.model), None)
         found: dict[str, str] = {}
         for meaning in meanings:
@@ -58,6 +58,8 @@ class Scale:
         if not isinstance(column.source, Measured):
             return column
         source = self.measures.get(f"{column.source.benchmark}/{column.source.metric}", column.source)
+        if isinstance(source, Measured):
+            source = replace(source, part=column.source.part)
         return replace(column, source=source)
 
     def arguments(self, source: Measured) -> list[str]:

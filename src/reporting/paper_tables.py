@@ -94,7 +94,9 @@ def pair_of(results: Results, labels: Labels, column: Column) -> Pair:
 
 
 def bold(pair: Pair, rivals: Sequence[Pair], column: Column) -> Pair:
-    """The pair with its best numbers marked; nothing is best among fewer than two."""
+    """The pair with its best numbers marked; nothing is best among fewer than two, or where nothing is better."""
+    if not column.compared:
+        return pair
     sign = 1.0 if column.higher_is_better else -1.0
 
     def best(own: float | None, others: Sequence[float | None]) -> bool:
