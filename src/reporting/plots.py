@@ -11,7 +11,6 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from src.errors import UserError
+from src.reporting.panels import PANELS, Panel
 from src.reporting.runs import Curve, Run
 from src.reporting.tables import Cell, Table, title
 
@@ -67,31 +67,6 @@ DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (5, 2)), (0,
 """Line styles of the runs 1-10, 11-20, ...: colours alone would repeat."""
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One set of axes: what is drawn in it and how it is called. ``chance`` draws a line at that height."""
-
-    metric: str
-    title: str
-    splits: tuple[str, ...] = ("train", "validation")
-    chance: float | None = None
-
-
-PANELS = (
-    Panel("loss", "Loss"),
-    Panel("rewards/margins", "Reward margin (chosen − rejected)"),
-    Panel("rewards/accuracies", "Pairwise accuracy", chance=0.5),
-    Panel("grad_norm", "Gradient norm before clipping", splits=("train",)),
-)
-"""The four curves of every report."""
-
-PARTS = {
-    "rewards/accuracies": ("rewards/accuracies_clean", "rewards/accuracies_flipped"),
-    "rewards/margins": ("rewards/chosen", "rewards/rejected"),
-}
-"""Further curves in the panel of one run; the clean and flipped pairs exist under label noise."""
-
-
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
     """The panels for which some of the runs logged a curve."""
     logged = {key for run in runs for key in run.curves}
@@ -113,7 +88,7 @@ def overlay_panel(axes: Axes, panel: Panel, runs: Sequence[Run], colours: Mappin
 def single_panel(axes: Axes, panel: Panel, run: Run, number: int) -> None:
     """One metric of one run, with the parts of it that were logged, and a legend."""
     _draw_run(axes, panel, run, number, labels=True)
-    for offset, metric in enumerate(PARTS.get(panel.metric, ()), 1):
+    for offset, metric in enumerate(panel.parts, 1):
         curve = run.curves.get(("train", metric))
         if curve:
             colour = SERIES[(number + offset) % len(SERIES)]
