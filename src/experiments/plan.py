@@ -42,14 +42,24 @@ class Places:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One cell with one seed: which run it is of, and for a benchmark which job measures it."""
+    """One cell with one seed: which run it is of, the job that trains it (``None``: the model as it is), and for a
+    benchmark the job that measures it."""
 
     labels: Labels
     column: Column
     seed: int
     run: Path
-    training: str
+    training: str | None
     evaluation: str | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a cell measures. ``arguments``: of evaluations, for a model that is no run of ours."""
+
+    run: Path
+    training: str | None
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Planner:
         self.jobs: dict[str, Job] = {}
         self.configs: dict[str, TrainConfig] = {}
         self._trainings: dict[tuple[str, ...], str] = {}
+        self._starts: dict[tuple[str, ...], Subject] = {}
         self._hashes: dict[tuple[str, ...], str] = {}
         self.problems: list[str] = []
 
@@ -97,12 +108,35 @@ class Planner:
                 continue
             for seed in self.seeds:
                 try:
-                    training = self.training(self.scale.training(self.experiment, labels, column, seed))
-                    evaluation = self.evaluation(training, column.source)
+                    subject = self.subject(self.scale.training(self.experiment, labels, column, seed))
+                    evaluation = self.evaluation(subject, column.source)
                 except UserError as error:
                     self.problems.append(f"{' / '.join(labels.values())}, {column.name}: {error}")
                     continue
-                yield Measurement(labels, column, seed, self.jobs[training].run, training, evaluation)
+                yield Measurement(labels, column, seed, subject.run, subject.training, evaluation)
+
+    def subject(self, overrides: list[str]) -> Subject:
+        """The run that ``overrides`` train. A row of SFT is what the other rows start from: the SFT run that they
+        share, or the model as it is."""
+        from src.config import compose_train
+        from src.training.run import sft_base
+
+        if "method=sft" not in overrides:
+            training = self.training(overrides)
+            return Subject(self.jobs[training].run, training)
+        of_start = [text for text in overrides if section_of(text) in STARTS]
+        key = tuple(of_start)
+        if key not in self._starts:
+            config = compose_train([*of_start, *self.places.training()])
+            if (base := sft_base(config)) is not None:
+                training = self.base(base, overrides)
+                self._starts[key] = Subject(self.jobs[training].run, training)
+            elif config.model.init == "pretrained":
+                self._starts[key] = Subject(Path(str(config.model.path)), None, as_it_is(config))
+            else:
+                training = self.training(overrides)
+                self._starts[key] = Subject(self.jobs[training].run, training)
+        return self._starts[key]
 
     def training(self, overrides: list[str]) -> str:
         """Id of the job that trains with ``overrides``, after that of its SFT base."""
@@ -125,26 +159,41 @@ class Planner:
         """Id of the job that trains an SFT base: by the run's own overrides of model and data, with method=sft."""
         from src.training.run import planned_directory
 
-        kept = [
-            text for text in overrides if text.lstrip("+").split("=")[0].split(".")[0] in ("model", "dataset", "engine")
-        ]
-        arguments = ("method=sft", *kept, f"seed={config.seed}", *self.places.training())
+        kept = [text for text in overrides if section_of(text) in STARTS and not text.startswith("model.init=")]
+        init = f"model.init={config.model.init}"
+        arguments = ("method=sft", *kept, init, f"seed={config.seed}", *self.places.training())
         job = Job("train", "src.train", arguments, planned_directory(config))
         self.jobs.setdefault(job.id, job)
         self.configs.setdefault(job.id, config)
         return job.id
 
-    def evaluation(self, training: str, source: Measured | Curve) -> str | None:
+    def evaluation(self, subject: Subject, source: Measured | Curve) -> str | None:
         """Id of the job that measures a benchmark on a run; ``None`` for a curve, which training writes itself."""
         if isinstance(source, Curve):
             return None
-        arguments = tuple(self.scale.arguments(source))
+        arguments = (*self.scale.arguments(source), *subject.arguments)
         key = (source.benchmark, *arguments)
         if key not in self._hashes:
             self._hashes[key] = evaluation_hash(source.benchmark, composed(source.benchmark, list(arguments)))
-        run = self.jobs[training].run
         module = f"src.evaluation.{source.benchmark}"
-        full = (f"checkpoint={run}", *arguments, *self.places.evaluation())
-        job = Job(source.benchmark, module, full, run, (training,), self._hashes[key])
+        full = (f"checkpoint={subject.run}", *arguments, *self.places.evaluation())
+        needs = () if subject.training is None else (subject.training,)
+        job = Job(source.benchmark, module, full, subject.run, needs, self._hashes[key])
         self.jobs.setdefault(job.id, job)
         return job.id
+
+
+STARTS = ("model", "dataset", "engine", "generalization@dataset")
+"""Sections of the configuration that say what a run starts from."""
+
+
+def section_of(override: str) -> str:
+    """The first part of an override's key: ``dataset`` of ``dataset.source.seed=1``."""
+    return override.lstrip("+").partition("=")[0].partition(".")[0]
+
+
+def as_it_is(config: TrainConfig) -> tuple[str, ...]:
+    """What an evaluation must be told of a model that is no run of ours."""
+    stops = ",".join(f"'{token}'" for token in config.model.stop_tokens)
+    template = () if config.model.template is None else (f"template={config.model.template}",)
+    return (*template, f"stop_tokens=[{stops}]", f"dtype={config.model.dtype}")

@@ -107,7 +107,8 @@ def trace(plan: Plan, results: Results, cell: str) -> list[str]:
             lines.append(f"    measured by: {value.record.command}")
     for measurement in plan.of(keys[0], plan.scale.column(column)):
         lines.append(f"  seed {measurement.seed}: run directory {measurement.run}")
-        lines.append(f"    trained by: {plan.jobs[measurement.training].command}")
+        if measurement.training:
+            lines.append(f"    trained by: {plan.jobs[measurement.training].command}")
         if measurement.evaluation:
             lines.append(f"    measured by: {plan.jobs[measurement.evaluation].command}")
     return lines

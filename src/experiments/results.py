@@ -28,7 +28,8 @@ class RecordIndex:
     def find(self, job: Job) -> Record | None:
         """The newest record of a measurement, or ``None``."""
         self.refresh()
-        found = self._index.get((job.kind, job.run.name.rpartition("__")[2], job.evaluation), [])
+        own = job.run.name.rpartition("__")[2] if job.needs else str(job.run)  # nobody trains a model as it is
+        found = self._index.get((job.kind, own, job.evaluation), [])
         return max(found, key=lambda record: record.created, default=None)
 
     def refresh(self) -> None:
@@ -38,7 +39,9 @@ class RecordIndex:
             if name.endswith(".json") and not name.startswith(".") and name not in self._seen:
                 record = read_records([self.folder / name])[0]
                 self._seen[name] = record
-                key = (record.benchmark, record.run.config_hash, record.evaluation_hash)
+                as_it_is = record.run.checkpoint == "as it is"
+                own = record.run.directory if as_it_is else record.run.config_hash
+                key = (record.benchmark, own, record.evaluation_hash)
                 self._index.setdefault(key, []).append(record)
 
 
