@@ -12,19 +12,22 @@ from src.experiments.published import Labels
 
 Overrides = tuple[str, ...]
 FOLDER = EXPERIMENTS / "scale"
+RECIPES = ("own", "paper")
 
 
 @dataclass(frozen=True)
 class Scale:
     """What a scale changes.
 
-    ``models``: conf/model name -> overrides that take the place of the paper's model and data; a name that is absent
+    ``recipes``: ``own`` where stand-ins are trained with the tuned values of their own (conf/recipe/METHOD__MODEL),
+    ``paper`` where with those of the model they stand for. ``models``: conf/model name -> overrides that take the place of the paper's model and data; a name that is absent
     is trained as in the paper. ``every``, ``preference``, ``sft``: overrides of all trainings, and of the two kinds.
     ``benchmarks``: arguments of each benchmark's entry point. ``measures``: "benchmark/metric" -> its counterpart.
     ``seconds``: a rough duration per kind of job, until one was measured.
     """
 
     name: str
+    recipes: str
     models: Mapping[str, Overrides]
     every: Overrides
     preference: Overrides
@@ -44,10 +47,14 @@ class Scale:
             add(found, [f"model={meaning.model}", *meaning.overrides] if meaning.model and own is None else own or ())
             if not meaning.model:
                 add(found, meaning.overrides)
-            add(found, recipe_of(meaning, model, kept=model is not None and model not in self.models))
+            add(found, recipe_of(meaning, model, kept=self.recipes == "paper" or model not in self.models))
+        if self.recipes == "paper" and model in self.models and "recipe" not in found:
+            add(found, [f"recipe={found['method'].partition('=')[2]}__{model}"] if "method" in found else [])
         is_sft = found.get("method") == "method=sft"
         add(found, self.every)
         add(found, self.sft if is_sft else self.preference)
+        if is_sft:
+            found.pop("recipe", None)
         add(found, [] if is_sft else experiment.overrides)
         add(found, column.overrides)
         add(found, [f"seed={seed}"])
@@ -94,11 +101,15 @@ def read_scale(name: str) -> Scale:
     if name not in scales():
         raise UserError(f"scale={name} is unknown{did_you_mean(name, scales())}")
     node = read_node(FOLDER / f"{name}.yaml").only(
-        *("models", "every", "preference", "sft", "benchmarks", "measures", "seconds", "notes")
+        *("recipes", "models", "every", "preference", "sft", "benchmarks", "measures", "seconds", "notes")
     )
+    recipes = node.get("recipes", "own")
+    if recipes not in RECIPES:
+        raise UserError(f"{node.where}: recipes '{recipes}' is unknown{did_you_mean(str(recipes), RECIPES)}")
     models, benchmarks, measures = node.child("models"), node.child("benchmarks"), node.child("measures")
     return Scale(
         name,
+        recipes,
         {model: models.texts(model) for model in models.values},
         node.texts("every"),
         node.texts("preference"),
