@@ -31,6 +31,9 @@ SERIES = ("#0b66c3", "#d1495b", "#1a936f", "#8a4fbf", "#c77700", "#0f8b99", "#b0
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)
 }
+LONGEST_LABEL = 36
+"""Characters of a row's label in a figure."""
+
 STYLE: Any = {
     "svg.hashsalt": "marginalia",
     "svg.fonttype": "none",
@@ -172,13 +175,18 @@ def accuracy_axes(axes: Axes, table: Table, colours: Sequence[int]) -> None:
             axes.plot([100 * low, 100 * high], [height, height], color=colour, linewidth=1.4, alpha=0.55)
             axes.plot([100 * cell.value], [height], marker, color=colour, markersize=5)
     axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
-    axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    axes.set_yticks(range(len(table.rows)), [shortened(row.label) for row in table.rows])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("pairs ranked right, %  (dotted: chance)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handletextpad=0.1, columnspacing=1.2)
+
+
+def shortened(label: str) -> str:
+    """A label that leaves room for what it labels; the table beside the figure has the whole of it."""
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
 def _has_value(cell: Cell | None) -> bool:

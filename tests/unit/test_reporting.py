@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -216,6 +217,15 @@ def test_figures_are_deterministic(tmp_path: Path) -> None:
         contents.append([path.read_bytes() for path in plots.save(figure, tmp_path / name / "figure")])
     assert contents[0] == contents[1]
     assert contents[0][0].startswith(b"\x89PNG")
+
+
+def test_a_long_label_leaves_room_for_the_figure(recwarn: pytest.WarningsRecorder) -> None:
+    (table,) = build_tables([make_record("simpo", 0.7)])
+    long = replace(table, rows=tuple(replace(row, label="simpo " + "adapter.alpha=None " * 20) for row in table.rows))
+    figure = plots.draw_accuracy(long, [0])
+    assert "adapter.alpha" in plots.inline_svg(figure, "label", "salt")
+    assert figure.axes[0].get_position().width > 0.3
+    assert [str(warning.message) for warning in recwarn if "layout" in str(warning.message)] == []
 
 
 def test_thin_and_smooth_keep_ends_and_means() -> None:
