@@ -116,6 +116,16 @@ class Experiment:
     notes: tuple[str, ...]
     published: PublishedTable | None
     path: Path
+    groups: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+    def rivals(self, labels: Labels, other: Labels, within: tuple[str, ...]) -> bool:
+        """Whether two rows are compared: they share the labels of ``within``, and the group that the file puts labels
+        of an axis into."""
+        together = all(
+            any(labels.get(axis) in group and other.get(axis) in group for group in groups)
+            for axis, groups in self.groups.items()
+        )
+        return together and all(labels.get(axis) == other.get(axis) for axis in within)
 
     @property
     def name(self) -> str:
@@ -155,7 +165,7 @@ def load(path: Path) -> Experiment:
     """Read an experiment; raises ``UserError`` naming file and key of what is wrong."""
     node = read_node(path).only(
         *("paper", "table", "kind", "title", "rows", "leave_out", "fixed", "columns", "overrides", "bold_within"),
-        *("claims", "notes"),
+        *("groups", "claims", "notes"),
     )
     paper, number, kind = (str(node.need(key)) for key in ("paper", "table", "kind"))
     if kind not in KINDS:
@@ -173,7 +183,7 @@ def load(path: Path) -> Experiment:
         str(node.need("title")),
         axes,
         fixed,
-        tuple(keys_of(published, rows, axes, node.child("leave_out"))),
+        tuple(keys_of(published, rows, axes, node.child("leave_out")) if kind != "settings" else ()),
         tuple(column_of(node.child("columns"), name, labels) for name in node.child("columns").values),
         node.texts("overrides"),
         node.texts("bold_within"),
@@ -181,7 +191,21 @@ def load(path: Path) -> Experiment:
         node.texts("notes") + (published.notes if published else ()),
         published,
         path,
+        groups_of(node.child("groups"), axes),
     )
+
+
+def groups_of(node: Node, axes: Mapping[str, Mapping[str, Meaning]]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Which labels of an axis are compared with one another, such as the variants of one base method."""
+    found = {}
+    for axis, groups in node.values.items():
+        if not isinstance(groups, list) or any(not isinstance(group, list) for group in groups):
+            raise UserError(f"{node.where}: {axis} must be a list of lists of labels, not {groups!r:.60}")
+        found[axis] = tuple(tuple(str(label) for label in group) for group in groups)
+        named = sorted(label for group in found[axis] for label in group)
+        if named != sorted(axes.get(axis, {})):
+            raise UserError(f"{node.where}: {axis} must name each of {', '.join(axes.get(axis, {}))} once")
+    return found
 
 
 def axis_of(rows: Node, axis: str, labels: Node) -> dict[str, Meaning]:

@@ -118,7 +118,7 @@ class Results:
         rivals = [
             self.number(other, source.column, seed)
             for other in self.plan.experiment.keys
-            if all(other[axis] == labels[axis] for axis in source.within)
+            if self.plan.experiment.rivals(labels, other, source.within)
         ]
         better = sum(number is not None and (number > own if higher else number < own) for number in rivals)
         return Value(seed, 1.0 + better)

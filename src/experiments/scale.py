@@ -21,7 +21,8 @@ class Scale:
 
     ``recipes``: ``own`` where stand-ins are trained with the tuned values of their own (conf/recipe/METHOD__MODEL),
     ``paper`` where with those of the model they stand for. ``models``: conf/model name -> overrides that take the place
-    of the paper's model and data; a name that is absent is trained as in the paper. ``every``, ``preference``, ``sft``: overrides of all trainings, and of the two kinds.
+    of the paper's model and data; a name that is absent is trained as in the paper. ``every``, ``preference``, ``sft``:
+    overrides of all trainings, and of the two kinds.
     ``benchmarks``: arguments of each benchmark's entry point. ``measures``: "benchmark/metric" -> its counterpart.
     ``seconds``: a rough duration per kind of job, until one was measured.
     """
