@@ -77,7 +77,7 @@ def table_of(results: Results, command: str) -> PaperTable:
 
 def compared(experiment: Experiment, labels: Labels, other: Labels) -> bool:
     """Whether two rows stand in one block, within which the best is bold."""
-    return all(labels.get(axis) == other.get(axis) for axis in experiment.bold_within)
+    return experiment.rivals(labels, other, experiment.bold_within)
 
 
 def pair_of(results: Results, labels: Labels, column: Column) -> Pair:
