@@ -17,13 +17,15 @@ SHOWN = 5
 
 
 def record_of(request: JudgeRequest, number: int, answer: Completion, judge: Mapping[str, Any]) -> dict[str, Any]:
-    """One answer of a judge as a line of a file. ``number``: 0 for the first answer to this request's id."""
+    """One answer of a judge as a line of a file. ``number``: 0 for the first answer to this request's id; ``shown`` in
+    the line: the answers it is about, in the order in which the judge saw them."""
     return {
         "id": request.id,
         "round": number,
         "request": request.hash,
         "messages": [dict(message) for message in request.messages],
         "settings": dict(request.settings),
+        "shown": list(request.answers),
         **asdict(answer),
         "judge": dict(judge),
     }
