@@ -63,6 +63,8 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     try:
         refuse_bare_gamma(sys.argv[1:])
         refuse_group_without_name(sys.argv[1:])
+        if config_name == "train":
+            refuse_sweep_of_one(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         codes.append(tell(error, config_name, wants_traceback))
@@ -107,6 +109,13 @@ def refuse_group_without_name(arguments: list[str]) -> None:
             raise UserError(
                 f"{argument} is no choice of {group}; choose one of: {', '.join(options_of(group))}{remedy}"
             )
+
+
+def refuse_sweep_of_one(arguments: list[str]) -> None:
+    """Raise ``UserError`` for a sweep without ``-m``: Hydra would run the defaults once and sweep nothing."""
+    names = [name for argument in arguments if (name := argument.removeprefix("sweep=")) not in (argument, "none")]
+    if names and not {"-m", "--multirun"} & set(arguments) and {"--cfg", "-c", "--info", "-i"}.isdisjoint(arguments):
+        raise UserError(f"sweep={names[-1]} gives many runs; add -m to run each of them: -m {' '.join(arguments)}")
 
 
 def help_text(config_name: str) -> str:
