@@ -17,6 +17,12 @@ from src.schema import TrainConfig
 READERS = sorted(path for path in (ROOT / "src").rglob("*.py") if path.name != "config.py")
 ELSEWHERE = {
     ("debug", "traceback"): "src/cli.py reads it from a configuration of any program, by its dotted name",
+    (
+        "alpaca_eval",
+        "reference_outputs",
+    ): "one of the files that src/evaluation/alpaca/reference.py reads by their names",
+    ("alpaca_eval", "gamed_annotations"): "likewise",
+    ("alpaca_eval", "instruction_difficulty"): "likewise",
 }
 """Fields that are read in another way than as an attribute."""
 

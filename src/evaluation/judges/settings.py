@@ -40,7 +40,7 @@ class OpenAI:
     input_price: float | None = None
     output_price: float | None = None
     seconds_per_answer: float = 10.0
-    name: str = "openai"
+    name: ClassVar[str] = "openai"
     paid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -74,12 +74,12 @@ class Oracle:
 
     length_bias: float = 0.0
     temperature: float = 0.25
-    name: str = "oracle"
-    model: str = "oracle"
-    concurrency: int = 1
-    input_price: float | None = 0.0
-    output_price: float | None = 0.0
-    seconds_per_answer: float = 0.001
+    name: ClassVar[str] = "oracle"
+    model: ClassVar[str] = "oracle"
+    concurrency: ClassVar[int] = 1
+    input_price: ClassVar[float | None] = 0.0
+    output_price: ClassVar[float | None] = 0.0
+    seconds_per_answer: ClassVar[float] = 0.001
     paid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -100,11 +100,11 @@ class Replay:
     """Stored judgments of an earlier evaluation: ``file`` is its judgments directory, or one JSONL file of them."""
 
     file: str
-    name: str = "replay"
-    concurrency: int = 1
-    input_price: float | None = 0.0
-    output_price: float | None = 0.0
-    seconds_per_answer: float = 0.0
+    name: ClassVar[str] = "replay"
+    concurrency: ClassVar[int] = 1
+    input_price: ClassVar[float | None] = 0.0
+    output_price: ClassVar[float | None] = 0.0
+    seconds_per_answer: ClassVar[float] = 0.0
     paid: ClassVar[bool] = False
 
     def problems(self) -> list[str]:
