@@ -100,7 +100,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid. ``axes``: row labels and their meanings; ``fixed``: labels that all rows share; ``keys``: the rows."""
+    """A grid. ``axes``: row labels and their meanings; ``fixed``: labels that all rows share; ``keys``: the rows;
+    ``groups``: labels of an axis that are compared among themselves; ``settings``: of kind ``settings``, where its
+    printed values are found here (src/experiments/settings.py)."""
 
     paper: str
     table: str
@@ -117,6 +119,7 @@ class Experiment:
     published: PublishedTable | None
     path: Path
     groups: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    settings: Node | None = None
 
     def rivals(self, labels: Labels, other: Labels, within: tuple[str, ...]) -> bool:
         """Whether two rows are compared: they share the labels of ``within``, and the group that the file puts labels
@@ -165,7 +168,7 @@ def load(path: Path) -> Experiment:
     """Read an experiment; raises ``UserError`` naming file and key of what is wrong."""
     node = read_node(path).only(
         *("paper", "table", "kind", "title", "rows", "leave_out", "fixed", "columns", "overrides", "bold_within"),
-        *("groups", "claims", "notes"),
+        *("groups", "claims", "notes", "settings"),
     )
     paper, number, kind = (str(node.need(key)) for key in ("paper", "table", "kind"))
     if kind not in KINDS:
@@ -192,6 +195,7 @@ def load(path: Path) -> Experiment:
         published,
         path,
         groups_of(node.child("groups"), axes),
+        node.child("settings") if kind == "settings" else None,
     )
 
 
@@ -264,10 +268,7 @@ COMMON = ("title", "overrides", "fixed", "higher_is_better", "scale", "digits", 
 def column_of(columns: Node, name: str, labels: Node) -> Column:
     """One column from its description; ``labels``: paper.yaml."""
     node = columns.child(name)
-    source = source_of(node)
-    fixed = {
-        axis: meaning_of(labels, axis, str(label), node.where) for axis, label in node.child("fixed").values.items()
-    }
+    source, fixed = source_of(node), node.child("fixed").values
     better = not isinstance(source, (RankOf, MeanRankOf))
     return Column(
         name,
