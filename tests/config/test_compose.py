@@ -97,8 +97,8 @@ def test_groups_have_their_options() -> None:
     }
 
 
-CHOSEN = [path for path in FILES if path.parent.name not in ("recipe", *ELSEWHERE, *NO_GROUP)]
-"""Recipes are composed in test_recipes.py."""
+CHOSEN = [path for path in FILES if path.parent.name not in ("recipe", "sweep", *ELSEWHERE, *NO_GROUP)]
+"""Recipes are composed in test_recipes.py, sweeps in tests/reporting/test_sweeps_presets.py."""
 
 
 @pytest.mark.parametrize("path", CHOSEN, ids=lambda path: f"{path.parent.name}/{path.stem}")

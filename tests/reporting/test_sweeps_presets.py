@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src.config import CONF, ROOT, composed_train
+from src.config import CONF, ROOT, composed_train, training_problems
 from tests.entry import call, refused
 
 PRESETS = sorted(path for path in (CONF / "sweep").glob("*.yaml") if path.stem != "none")
@@ -63,31 +62,33 @@ def test_a_preset_has_as_many_jobs_as_it_says(path: Path) -> None:
     assert JOBS.get(path.stem, len(found)) == len(found)
 
 
-def composable() -> Iterator[Any]:
-    """One job of each kind: presets that set the same keys of the same method compose alike."""
-    seen = set()
+def keys_of_methods() -> dict[str, dict[str, str]]:
+    """Method -> every key that some preset sets for it, and one of its values."""
+    found: dict[str, dict[str, str]] = {}
     for path in PRESETS:
-        last = jobs(path.stem)[-1]
-        kind = tuple(override if override.startswith("method=") else override.split("=")[0] for override in last)
-        if kind not in seen:
-            seen.add(kind)
-            yield pytest.param(path.stem, last, id=path.stem)
+        for (_, method), *others in ([override.split("=") for override in job] for job in jobs(path.stem)):
+            found.setdefault(method, {}).update(dict(others))
+    return found
 
 
-@pytest.mark.parametrize(("name", "job"), composable())
-def test_the_jobs_of_a_preset_compose(name: str, job: list[str]) -> None:
-    config = composed_train([f"sweep={name}", *job])
-    for override in job[1:]:
-        key, value = override.split("=")
+@pytest.mark.parametrize(("method", "keys"), keys_of_methods().items())
+def test_the_jobs_of_every_preset_compose(method: str, keys: dict[str, str]) -> None:
+    config = composed_train(
+        [f"method={method}", "training.global_batch_size=128", *(f"{key}={keys[key]}" for key in keys)]
+    )
+    for key, value in keys.items():
         section, constant = key.split(".")
         wanted = config[section][constant]
         assert wanted == (value if isinstance(wanted, str) else float(value))
-    assert "sweep" not in config
+    assert training_problems(config) == []
 
 
 def test_ranges_are_those_that_the_papers_print() -> None:
     keys = {
-        **{"beta": "method.beta", "tau": "method.tau", "delta": "method.delta", "alpha": "method.alpha"},
+        "beta": "method.beta",
+        "tau": "method.tau",
+        "delta": "method.delta",
+        "alpha": "method.alpha",
         "epsilon": "method.label_smoothing",
     }
     names = {"alpha-DPO": "alpha_dpo", "R-DPO": "r_dpo", "rDPO": "rdpo", "beta-DPO": "beta_dpo"}
@@ -113,6 +114,7 @@ def test_hydra_runs_every_job_of_a_preset() -> None:
     seen = []
 
     def task(config: Any) -> None:
+        assert "sweep" not in config
         seen.append((config.method.name, config.method.rho, config.seed))
 
     outcome = call("src.train", "-m", "sweep=gapo_table_e", "method.rho=0.025,0.05", "seed=4", task=task)
