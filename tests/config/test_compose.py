@@ -35,6 +35,7 @@ LEAST = {
     "generalization": 2,
     "generator": 3,
     "scorer": 5,
+    "sweep": 30,
     "judge": 5,
     "decoding": 3,
     "evaluation": 2,
