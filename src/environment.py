@@ -13,14 +13,17 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "hydra-core"
 
 
 def environment() -> dict[str, Any]:
-    """Commit, whether tracked files differ from it, and the versions that matter; None for what is not known."""
+    """Commit, whether tracked files differ from it, and the versions that matter; None for what is not known
+    (``commit_reason``: why there is no commit)."""
     found: dict[str, Any] = {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    if found["commit"] is not None:
+    if found["commit"] is None:
+        found["commit_reason"] = f"{ROOT} is no git checkout, or there is no git to ask"
+    else:
         found["dirty"] = _git("status", "--porcelain", "--untracked-files=no") != ""
     for package in PACKAGES:
         try:

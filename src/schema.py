@@ -192,6 +192,7 @@ class RankingConfig:
     max_pairs: int | None = number(None, at_least=1)
     device: str = one_of("auto", "cpu", "cuda")
     allow_unfinished: bool = False
+    scale: str | None = None
     dry_run: bool = False
     output: str = one_of("text", "json", default="text")
     shard_size: int = number(512, at_least=1)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from src.evaluation.items import Items
 from src.evaluation.judges.base import Judged, JudgeRequest
 from src.evaluation.statistics import Metric
 from src.generation.client import Completion
@@ -38,12 +39,14 @@ class Scores:
     ``counts``: rows, ties, unparsable, missing, duplicates, …: how many fell under which documented rule.
     ``notes``: what a reader of the numbers must know (incomplete data, another rule), as sentences.
     ``details``: further plain data for the record (matrix of cells, per-category values).
+    ``items``: metric -> item id -> value, of the metrics by which models are compared (src/evaluation/items.py).
     """
 
     metrics: Mapping[str, Metric]
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    items: Items = field(default_factory=dict)
 
 
 class Benchmark(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +123,7 @@ def finish(
         metrics={name: clean(metric) for name, metric in scores.metrics.items()},
         settings=dict(settings),
         environment=environment(),
-        command=command,
+        command=command or shlex.join(["python", *sys.argv]),
         judge=judge,
         counts=dict(scores.counts),
         notes=scores.notes,
@@ -130,7 +132,7 @@ def finish(
         evaluation_hash=evaluation_hash(benchmark, config),
         scale=config.scale or "",
     )
-    path = write_record(Path(config.records_root), record)
+    path = write_record(Path(config.records_root), record, scores.items)
     name = None if judge is None else judge.model or judge.name
     show([ModelScores(subject.name, name, scores)], benchmark, config.output)
     if config.output == "text":

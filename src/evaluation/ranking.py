@@ -16,6 +16,7 @@ from src.schema import RankingConfig
 
 if TYPE_CHECKING:
     from src.data.pairset import PairSet
+    from src.evaluation.items import Items
     from src.evaluation.ranks.measure import RankingJob
     from src.evaluation.records import Record
     from src.schema import TrainConfig
@@ -39,8 +40,8 @@ def main(config: DictConfig) -> int:
     elif checked.dry_run:
         print("\n".join(prepared(checked)[0].plan(checked)), file=sys.stderr)
     else:
-        record = rank(checked)
-        path = write_record(Path(checked.records_root), record)
+        record, items = rank(checked)
+        path = write_record(Path(checked.records_root), record, items)
         if checked.output == "json":
             scores = Scores(record.metrics, record.counts, record.notes)
             show([ModelScores(Path(record.run.directory).resolve().name, None, scores)], "ranking", "json")
@@ -62,8 +63,9 @@ def lines_of(record: Record) -> list[str]:
     return lines + [f"  note: {note}" for note in record.notes]
 
 
-def rank(config: RankingConfig) -> Record:
-    """Log-probs of every pair of the split under the checkpoint, and the metrics made of them."""
+def rank(config: RankingConfig) -> tuple[Record, Items]:
+    """Log-probs of every pair of the split under the checkpoint, the metrics made of them, and each pair's values."""
+    from src.config import evaluation_hash
     from src.environment import environment
     from src.evaluation.ranks.measure import measured, noted
     from src.evaluation.records import DataInfo, Record, describe_run
@@ -73,7 +75,7 @@ def rank(config: RankingConfig) -> Record:
     scores, sources = measured(config, job)
     scores = noted(scores, notes)
     settings = {"which": config.which, "min_score_gap": config.min_score_gap, "max_pairs": config.max_pairs}
-    return Record(
+    record = Record(
         benchmark="ranking",
         run=describe_run(Path(cast(str, config.checkpoint)), config.which),
         data=DataInfo(config.split, content_hash, len(job.policy.pairs)),
@@ -84,7 +86,10 @@ def rank(config: RankingConfig) -> Record:
         counts=scores.counts,
         notes=scores.notes,
         sources=sources,
+        evaluation_hash=evaluation_hash("ranking", config),
+        scale=config.scale or "",
     )
+    return record, scores.items
 
 
 def prepared(config: RankingConfig) -> tuple[RankingJob, str, list[str]]:

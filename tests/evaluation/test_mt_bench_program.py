@@ -85,7 +85,7 @@ def test_two_turns_a_judge_and_a_record(tmp_path: Path) -> None:
     questions = next(part for part in settings if part.startswith("questions="))
     (alone,) = results(call(PROGRAM, "stage=score", f"judgments={kept}", questions, "output=json").out)
     assert alone == {**{key: found[key] for key in alone}, "model": kept.name}
-    (path,) = (tmp_path / "records").iterdir()
+    (path,) = (tmp_path / "records").glob("*.json")
     record = json.loads(path.read_text())
     assert (record["benchmark"], record["judge"]["model"]) == ("mt_bench", JUDGE)
     assert record["counts"] == found["counts"]

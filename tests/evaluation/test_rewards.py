@@ -226,7 +226,7 @@ def test_stored_samples_give_the_records_numbers(run: Path, tmp_path: Path) -> N
     assert again["notes"] == []
     assert printed["notes"] == ["a trial: the first 2 items of each part"]
     assert {**again, "notes": 0} == {**printed, "notes": 0}
-    (record,) = (json.loads(file.read_text()) for file in (tmp_path / "records").iterdir())
+    (record,) = (json.loads(file.read_text()) for file in (tmp_path / "records").glob("*.json"))
     assert record["metrics"]["overall"]["value"] == printed["overall"]
     assert record["sources"]["samples"]["path"] == str(path)
     assert record["settings"]["truncation"]["max_length"] == 2048

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -125,7 +125,7 @@ class AlpacaEval:
         )
         scores = scores_of(Annotations(MODEL, MODEL, None, rows, "the judge's answers"), self.reference, self.rules)
         equal = sum(pair.output_1 == pair.output_2 for pair in pairs)
-        return Scores(scores.metrics, {**scores.counts, "equal_answers": equal}, scores.notes, scores.details)
+        return replace(scores, counts={**scores.counts, "equal_answers": equal})
 
     def answer_tokens(self) -> int:
         return int(judge_settings()["max_tokens"])

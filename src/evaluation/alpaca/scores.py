@@ -24,6 +24,7 @@ from src.evaluation.alpaca.annotations import Annotations, Row
 from src.evaluation.alpaca.package import LC, alpaca_eval, local_files, quiet
 from src.evaluation.alpaca.reference import Reference, read_text
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import finite_items
 from src.evaluation.statistics import Metric, missing
 
 FOLDS = 5
@@ -101,6 +102,7 @@ def scores_of(annotations: Annotations, reference: Reference, rules: Rules) -> S
     frame = frame_of(rows, annotations, reference)
     lengths = all(row.length_1 is not None and row.length_2 is not None for row in rows)
     metrics, details = package_metrics(frame, reference, rules.strength(annotations), lengths)
+    items = items_of(frame, rows)
     if lengths:
         average = int(sum(row.length_2 or 0 for row in rows) / len(rows))
         metrics["avg_length"] = {"value": average, "low": None, "high": None, "n": len(rows)}
@@ -112,7 +114,8 @@ def scores_of(annotations: Annotations, reference: Reference, rules: Rules) -> S
         notes.append("C by cross-validation: the mapping of regularization has no such model")
     if dropped := counts["no_preference"] + counts["invalid"]:
         notes.append(f"{dropped} of {len(rows)} judgments hold no preference from 1 to 2 and count nowhere")
-    return Scores({name: metrics[name] for name in LEADERBOARD if name in metrics}, counts, tuple(notes), details)
+    shown = {name: metrics[name] for name in LEADERBOARD if name in metrics}
+    return Scores(shown, counts, tuple(notes), details, items)
 
 
 LEADERBOARD = (
@@ -218,6 +221,18 @@ def package_metrics(
     if reason:
         metrics |= {name: missing(reason, n) for name in LEADERBOARD[-2:]}
     return metrics, details
+
+
+def items_of(frame: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """In percent by number of the instruction: the preference (a tie is 50), and what the regression gives at equal
+    lengths where there is one."""
+    ids = [f"{row.place:03d}" for row in rows]
+    preferences = [1.5 if value == 0 else value for value in frame["preference"].tolist()]
+    items = {"win_rate": finite_items(ids, [100 * (value - 1) for value in preferences])}
+    if "glm_preference" in frame:
+        fitted = [100 * value for value in frame["glm_preference"].tolist()]
+        items["length_controlled_winrate"] = finite_items(ids, fitted)
+    return items
 
 
 def reason_without_lc(frame: Any, lengths: bool) -> str:

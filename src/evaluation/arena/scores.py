@@ -23,6 +23,7 @@ import numpy.typing as npt
 from src.errors import UserError
 from src.evaluation.arena.verdicts import Rules
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import finite_items, ratio_items
 from src.evaluation.statistics import Metric, missing
 
 Floats = npt.NDArray[np.float64]
@@ -73,9 +74,17 @@ def score(models: Sequence[ModelDuels], rules: Rules, rounds: int, seed: int, ba
             counts={**tally(one, values, rules), **one.counts},
             notes=(said(rules, rounds, seed, baseline), *one.notes),
             details={"rules": rules.name, "rounds": rounds, "seed": seed, "baseline": baseline, "elo": elo_of(metric)},
+            items=items_of(one, rules),
         )
         for one, values, metric in zip(models, points, metrics, strict=True)
     ]
+
+
+def items_of(one: ModelDuels, rules: Rules) -> dict[str, dict[str, float]]:
+    """Percent of each question's battles won; linearized, since questions differ in their battles."""
+    counted = [duel for duel in one.duels if duel.points and (duel.whole or not rules.whole)]
+    values = ratio_items([100 * sum(duel.points) for duel in counted], [len(duel.points) for duel in counted])
+    return {"score": finite_items([duel.question for duel in counted], values)}
 
 
 def tally(one: ModelDuels, values: Floats, rules: Rules) -> dict[str, int]:

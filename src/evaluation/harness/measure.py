@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from src.errors import UserError
 from src.evaluation.benchmark import Scores
 from src.evaluation.finish import finish
 from src.evaluation.harness.estimate import say_estimate
+from src.evaluation.harness.items import items_of
 from src.evaluation.harness.load import Unit, asked_names, data_sources, load_units
 from src.evaluation.harness.metrics import absent_averages, all_metrics
 from src.evaluation.harness.package import guest
@@ -56,6 +58,7 @@ def measure(config: LmHarnessConfig) -> None:
         results = run_units(units, place, settings, subject.name, opened)
         scores = scores_of(units, results, suites, config)
         sources = sources_of(units, results, place, settings)
+        scores = replace(scores, items=items_of(sample_files(units, results, place, settings), suites, scores.metrics))
     write(config, subject, units, results, scores, settings, sources)
 
 
@@ -111,6 +114,16 @@ def scores_of(
 def versions_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Task -> its version in lm-eval."""
     return {str(task): version for result in results for task, version in result["versions"].items()}
+
+
+def sample_files(
+    units: Sequence[Unit], results: Sequence[Mapping[str, Any]], place: Place, settings: Settings
+) -> dict[str, dict[str, Path]]:
+    """What was asked for -> task -> file of its samples."""
+    return {
+        unit.name: {task: place.unit(unit, settings) / sample["file"] for task, sample in result["samples"].items()}
+        for unit, result in zip(units, results, strict=True)
+    }
 
 
 def sources_of(

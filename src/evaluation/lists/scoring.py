@@ -10,6 +10,7 @@ import numpy as np
 
 from src.errors import UserError
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import finite_items, ratio_items
 from src.evaluation.lists.bootstrap import Ratio, estimates, mean_of, ratio_of
 from src.evaluation.lists.metrics import Floats, Gains, best_of, kendall, ndcg, random_ndcg, spearman
 
@@ -64,10 +65,11 @@ def refuse_sizes(name: str, sizes: Sequence[Size]) -> None:
 
 @dataclass(frozen=True)
 class Usable:
-    """Prompts that count, as (scores, rewards), and how many fell under which rule."""
+    """Prompts that count, as (scores, rewards), with their ids, and how many fell under which rule."""
 
     lists: tuple[tuple[Floats, Floats], ...]
     counts: Mapping[str, int]
+    ids: tuple[str, ...] = ()
 
 
 def usable(items: Iterable[RewardedResponses]) -> Usable:
@@ -77,7 +79,7 @@ def usable(items: Iterable[RewardedResponses]) -> Usable:
         ("prompts", "ranked", "responses", "duplicates", "unscored", "not_finite", "single", "all_tied"), 0
     )
     counts |= {"constant_rewards": 0, "tied_rewards": 0}
-    seen, lists = set[str](), []
+    seen, lists, ids = set[str](), [], list[str]()
     for item in items:
         if item.prompt_id in seen:
             counts["duplicates"] += 1
@@ -100,7 +102,8 @@ def usable(items: Iterable[RewardedResponses]) -> Usable:
             counts["ranked"] += 1
             counts["responses"] += len(scores)
             lists.append((scores, rewards))
-    return Usable(tuple(lists), counts)
+            ids.append(item.prompt_id)
+    return Usable(tuple(lists), counts, tuple(ids))
 
 
 def score(items: Iterable[RewardedResponses], rules: ListRules) -> Scores:
@@ -129,7 +132,16 @@ def score(items: Iterable[RewardedResponses], rules: ListRules) -> Scores:
             for size in draws
         }
     }
-    return Scores(metrics, found.counts, tuple(notes_of(found.counts)), details)
+    of_prompts = {name: items_of(ratio, found.ids) for name, ratio in (ratios | curves).items()}
+    values = {name: own for name, own in of_prompts.items() if own}
+    return Scores(metrics, found.counts, tuple(notes_of(found.counts)), details, values)
+
+
+def items_of(ratio: Ratio, ids: Sequence[str]) -> dict[str, float]:
+    """The value of each prompt that counts; linearized where the metric is a ratio of means."""
+    counted = ratio.counted
+    values = ratio_items(ratio.above[counted], ratio.below[counted])
+    return finite_items([name for name, own in zip(ids, counted, strict=True) if own], values)
 
 
 def order_ratios(lists: Sequence[tuple[Floats, Floats]], rules: ListRules) -> dict[str, Ratio]:

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import parted
 from src.evaluation.statistics import Metric, mean_estimate, missing
 
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
@@ -116,7 +117,21 @@ def score(judgments: Sequence[Judgment], categories: Mapping[str, str], turns: i
         own = (judgment for judgment in used if categories[judgment.question] == category)
         metrics[f"category/{category}"] = mean_of(own, "no judgment of this category has a rating")
     counts = counts_of(judgments, used, len(categories) * turns)
-    return Scores(metrics, counts, tuple(notes_of(judgments, counts, duplicates)))
+    return Scores(metrics, counts, tuple(notes_of(judgments, counts, duplicates)), items=items_of(used))
+
+
+def items_of(used: Sequence[Judgment]) -> dict[str, dict[str, float]]:
+    """Rating by ``question#turn``, overall and of each turn; the mean of several of one answer (duplicates=all)."""
+    ratings: dict[tuple[str, int], list[float]] = {}
+    for judgment in used:
+        if judgment.rating is not None:
+            ratings.setdefault((judgment.question, judgment.turn), []).append(judgment.rating)
+    items: dict[str, dict[str, float]] = {"overall": {}}
+    for (question, turn), values in ratings.items():
+        (name,) = parted([question], [str(turn)])
+        own = TURNS[turn - 1] if turn <= len(TURNS) else f"turn_{turn}"
+        items["overall"][name] = items.setdefault(own, {})[name] = sum(values) / len(values)
+    return items
 
 
 def mean_of(judgments: Iterable[Judgment], reason: str) -> Metric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from src.data.cache import json_hash
 from src.errors import UserError
 from src.evaluation.benchmark import Scores
 from src.evaluation.ranks.keeping import SIDES, PairJob, kept_log_probs
-from src.evaluation.ranks.scoring import counts_of, notes_of
+from src.evaluation.ranks.scoring import counts_of, items_of, notes_of
 from src.evaluation.statistics import ranking_metrics
 from src.generation.shards import line_of, write_durably
 
@@ -71,7 +71,7 @@ def measured(config: RankingConfig, job: RankingJob) -> tuple[Scores, dict[str, 
         reference, kept = kept_log_probs(job.reference, root, config.shard_size)
         sources["reference_log_probs"] = {"path": str(job.reference.directory(root)), "hash": kept["content"]}
     columns = columns_of(job, policy, reference)
-    scores = scored(columns, config.min_score_gap)
+    scores = scored(columns, config.min_score_gap, [pair.id for pair in job.policy.pairs])
     path = job.directory(root, config.which, config.split) / SAMPLES
     sources["samples"] = {"path": str(path), "hash": written(path, job, columns)}
     return scores, sources
@@ -100,12 +100,12 @@ def columns_of(job: RankingJob, policy: PairLogProbs, reference: PairLogProbs | 
     return columns
 
 
-def scored(columns: Mapping[str, Any], min_score_gap: float) -> Scores:
-    """The metrics, and how many pairs fell under which rule."""
+def scored(columns: Mapping[str, Any], min_score_gap: float, ids: Sequence[str]) -> Scores:
+    """The metrics, and how many pairs fell under which rule; ``ids``: of the pairs."""
     metrics = ranking_metrics(**columns, min_score_gap=min_score_gap)
     told = {"rows": len(columns["flipped"]), "duplicates": 0, "not_finite": 0}  # ids are unique, and all is finite
     counts = {**told, **counts_of(columns, min_score_gap), "missing": 0}
-    return Scores(metrics, counts, tuple(notes_of(counts)))
+    return Scores(metrics, counts, tuple(notes_of(counts)), items=items_of(columns, ids, min_score_gap))
 
 
 def prompt_id(ids: list[int]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from src.errors import UserError
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import parted
 from src.evaluation.statistics import ranking_metrics
 
 Row = Mapping[str, Any]
@@ -53,7 +54,8 @@ def score_rows(rows: Iterable[Row], min_score_gap: float = 0.0) -> Scores:
     columns = columns_of(whole, needed)
     metrics = ranking_metrics(**columns, min_score_gap=min_score_gap)
     counts |= counts_of(columns, min_score_gap)
-    return Scores(metrics, counts, tuple(notes_of(counts)))
+    ids = [str(row.get("id") or place) for place, row in enumerate(whole)]
+    return Scores(metrics, counts, tuple(notes_of(counts)), items=items_of(columns, ids, min_score_gap))
 
 
 def told_apart(rows: Iterable[Row]) -> tuple[list[Row], dict[str, int]]:
@@ -92,12 +94,7 @@ def columns_of(rows: Sequence[Row], needed: Sequence[str]) -> dict[str, Any]:
 
 def counts_of(columns: Mapping[str, Any], min_score_gap: float) -> dict[str, int]:
     """How many pairs fall under which rule; ties (and flipped pairs) among those that are ranked."""
-    size = len(columns["flipped"])
-    gap = np.full(size, NAN)
-    if "chosen_scores" in columns:
-        chosen, rejected = (np.array(columns[f"{side}_scores"], dtype=np.float64) for side in ("chosen", "rejected"))
-        gap = np.abs(chosen - rejected)
-    ranked = gap >= min_score_gap if min_score_gap > 0 else np.ones(size, dtype=bool)
+    gap, ranked = gaps_of(columns, min_score_gap)
     counts = {
         "pairs": int(ranked.sum()),
         "below_gap": int((~ranked).sum()),
@@ -107,6 +104,36 @@ def counts_of(columns: Mapping[str, Any], min_score_gap: float) -> dict[str, int
     for name, (chosen, rejected) in rewards_of(columns).items():
         counts[f"ties_{name}"] = int((chosen == rejected)[ranked].sum())
     return counts
+
+
+def gaps_of(columns: Mapping[str, Any], min_score_gap: float) -> tuple[Any, Any]:
+    """Score gap of every pair (NaN without scores), and whether the pair is ranked."""
+    size = len(columns["flipped"])
+    gap = np.full(size, NAN)
+    if "chosen_scores" in columns:
+        chosen, rejected = (np.array(columns[f"{side}_scores"], dtype=np.float64) for side in ("chosen", "rejected"))
+        gap = np.abs(chosen - rejected)
+    return gap, gap >= min_score_gap if min_score_gap > 0 else np.ones(size, dtype=bool)
+
+
+def items_of(columns: Mapping[str, Any], ids: Sequence[str], min_score_gap: float) -> dict[str, dict[str, float]]:
+    """Whether each pair is ranked right (1 or 0), under each accuracy; pairs of one prompt as parts of its first.
+
+    ``ids``: of the pairs, equal for all models.
+    """
+    first: dict[Hashable, str] = {}
+    names = parted([first.setdefault(prompt, own) for prompt, own in zip(columns["prompt_ids"], ids, strict=True)], ids)
+    _, ranked = gaps_of(columns, min_score_gap)
+    flipped = np.array(columns["flipped"], dtype=bool)
+    items: dict[str, dict[str, float]] = {}
+    for name, (chosen, rejected) in rewards_of(columns).items():
+        right = (chosen > rejected).astype(np.float64)
+        for part, keep in (("", ranked), ("_clean", ranked & ~flipped), ("_flipped", ranked & flipped)):
+            if part and not (flipped & ranked).any():
+                continue
+            places = np.flatnonzero(keep)
+            items[f"accuracy/{name}{part}"] = {names[place]: float(right[place]) for place in places}
+    return {metric: values for metric, values in items.items() if values}
 
 
 def rewards_of(columns: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

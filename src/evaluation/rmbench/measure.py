@@ -161,7 +161,7 @@ def rewarded(
         reference = found[1][place] if len(found) > 1 else None
         rewards = plan.rewards(policy, reference)
         chosen, rejected = rewards[: len(STYLES)], rewards[len(STYLES) :]
-        scored.append(ScoredItem(item.part, tuple(chosen), tuple(rejected)))
+        scored.append(ScoredItem(item.part, tuple(chosen), tuple(rejected), item.id))
         sample = dict(item.content) | {"domain": item.part, "model": model}
         sample |= {"score_chosen": list(map(finite, chosen)), "score_rejected": list(map(finite, rejected))}
         sample["log_probs"] = {"sum": [finite(row.summed) for row in policy], "tokens": [row.tokens for row in policy]}

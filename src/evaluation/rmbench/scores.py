@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from src.evaluation.benchmark import Scores
+from src.evaluation.items import mean_of_means
 from src.evaluation.rmbench.items import STYLES, Kept, Layout
 from src.evaluation.statistics import RESAMPLES, Floats, Metric, bootstrap_weights, missing
 
@@ -27,11 +28,13 @@ Cells = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """Scores of an item's answers, chosen and rejected, [3] each; NaN for one without a score."""
+    """Scores of an item's answers, chosen and rejected, [3] each; NaN for one without a score. ``id``: within its
+    part."""
 
     part: str
     chosen: tuple[float, ...]
     rejected: tuple[float, ...]
+    id: str = ""
 
 
 def scores_of(items: Sequence[ScoredItem], layout: Layout, kept: Kept, notes: Sequence[str] = ()) -> Scores:
@@ -56,7 +59,27 @@ def scores_of(items: Sequence[ScoredItem], layout: Layout, kept: Kept, notes: Se
         counts=counts_of(items, found, layout, kept),
         notes=(*notes, *notes_of(found, whole, layout, kept)),
         details={"matrices": {name: matrix_of(cells).tolist() for name, cells in domains.items() if len(cells)}},
+        items=items_of(items, layout, whole),
     )
+
+
+def items_of(items: Sequence[ScoredItem], layout: Layout, whole: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Hard, Normal, Easy and their mean of each item, as shares of its comparisons: by domain, and over all domains
+    that are whole (linearized, since domains of all sizes count alike)."""
+    names = item_names(items)
+    levels = levels_of(cells_of(items).astype(np.float64)) if items else np.zeros((0, 4))
+    found: dict[str, dict[str, float]] = {}
+    overall = OVERALL if len(whole) == len(layout.domains) else PRESENT
+    for place, suffix in ((3, ""), *((place, f"/{level}") for place, level in enumerate(LEVELS))):
+        for name, item, value in zip(names, items, levels[:, place].tolist(), strict=True):
+            found.setdefault(layout.parts[item.part] + suffix, {})[name] = value
+        found[overall + suffix] = mean_of_means([found[domain + suffix] for domain in whole])
+    return {metric: values for metric, values in found.items() if values}
+
+
+def item_names(items: Sequence[ScoredItem]) -> list[str]:
+    """``part:id``, by which two models' items are told to be the same; the number of the item where it has no id."""
+    return [f"{item.part}:{item.id or place}" for place, item in enumerate(items)]
 
 
 def cells_of(items: Sequence[ScoredItem]) -> Cells:

@@ -86,7 +86,7 @@ def scored_by(name: str, items: Sequence[StyleItem], layout: Layout) -> ModelSco
     found = []
     for item in kept.items:
         chosen, rejected = (tuple(reward(item.prompt, text) for text in side) for side in (item.chosen, item.rejected))
-        found.append(ScoredItem(item.part, chosen, rejected))
+        found.append(ScoredItem(item.part, chosen, rejected, item.id))
     return ModelScores(name, None, scores_of(found, layout, kept))
 
 
@@ -94,7 +94,7 @@ def as_they_are(items: Sequence[StyleItem], layout: Layout) -> Scores:
     """Stored scores."""
     kept = kept_items(items, scored=True)
     refuse_none(len(kept.items), "3 + 3 scores (score_chosen, score_rejected)")
-    found = [ScoredItem(item.part, *item.scores) for item in kept.items if item.scores is not None]
+    found = [ScoredItem(item.part, *item.scores, item.id) for item in kept.items if item.scores is not None]
     return scores_of(found, layout, kept)
 
 
