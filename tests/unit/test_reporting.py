@@ -56,7 +56,7 @@ def make_run(
             lines.append({"step": step, "split": "validation", "loss": 0.6, "rewards/accuracies": 0.5 + 0.25 * rise})
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "timings.jsonl").write_text(json.dumps({"step": 10, "pairs_per_second": 42.0}) + "\n")
-    (directory / "environment.json").write_text(json.dumps({"commit": "abc123", "torch": "2.13.0"}))
+    (directory / "environment.json").write_text(json.dumps({"commit": "abc123", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.0.0"}))
     return directory
 
 
@@ -86,7 +86,7 @@ def make_record(
     name = config_hash or f"{method}{seed}toy"
     run = RunInfo(f"runs/{name}", name, method, "tiny", "toy", noise, seed, 60, "best", dict(constants or {}))
     created = "2026-01-01T00:00:00+00:00"
-    environment = {"commit": "abc123", "torch": "2.13.0"}
+    environment = {"commit": "abc123", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.0.0"}
     return Record("ranking", run, DataInfo("validation", "m", 300), given, {}, environment, "python -m x", created)
 
 
