@@ -12,6 +12,11 @@ TORCH ?= auto
 TESTS ?=
 # Worker processes of the test run.
 WORKERS ?= 2
+# Which table at which size: make reproduce-tableB PAPER=gapo SCALE=laptop SEEDS=3 MORE=--dry-run
+PAPER ?= amapo
+SCALE ?= laptop
+SEEDS ?= 1
+MORE ?=
 TYPED := src/errors.py src/objective src/data src/model src/generation src/annotation src/training src/engine src/catalogue src/methods.py src/generate.py src/annotate.py
 
 # Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
@@ -23,7 +28,7 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 .PHONY: help setup setup-evaluation setup-test demo report test lint types unit format calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -70,6 +75,18 @@ demo: setup ## SFT, then DPO, SimPO and AMaPO on the toy world, ranked, with a r
 
 report: setup ## Tables, figures and one HTML page from the runs and records at hand
 	@$(PYTHON) -m src.report
+
+reproduce-table%: setup-evaluation FORCE ## reproduce-table2: what is missing of a table is trained and measured (PAPER, SCALE, SEEDS)
+	@$(PYTHON) -m src.reproduce paper=$(PAPER) table=$* scale=$(SCALE) seeds=$(SEEDS) $(MORE)
+
+reproduce-figure%: setup-evaluation FORCE ## The same for a figure that is a sweep
+	@$(PYTHON) -m src.reproduce paper=$(PAPER) table=figure$* scale=$(SCALE) seeds=$(SEEDS) $(MORE)
+
+table%: setup FORCE ## table2: a table from the records at hand, nothing is started
+	@$(PYTHON) -m src.reproduce paper=$(PAPER) table=$* scale=$(SCALE) seeds=$(SEEDS) --table $(MORE)
+
+figure%: setup FORCE ## The same for a figure
+	@$(PYTHON) -m src.reproduce paper=$(PAPER) table=figure$* scale=$(SCALE) seeds=$(SEEDS) --table $(MORE)
 
 calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
 	@$(PYTHON) -m benchmarks.calibrate_toy

@@ -150,6 +150,7 @@ class ReproduceConfig:
     seeds: int = number(at_least=1)
     action: str = one_of("run", "dry_run", "missing", "submit", "status", "table", "trace")
     cell: str | None = None
+    launcher: Any = MISSING
     workers: int | None = number(None, at_least=1)
     threads: int = number(at_least=1)
     output_root: str = MISSING

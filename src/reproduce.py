@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
 from src.benchmark_schema import ReproduceConfig
 from src.cli import entry_point
-from src.config import ROOT, problems_of
+from src.config import ROOT, STOPPED, problems_of
 from src.errors import Problems, UserError
 
 if TYPE_CHECKING:
-    from src.experiments.launcher import Launcher
-    from src.experiments.plan import Plan
+    from src.experiments.jobs import Job
+    from src.experiments.progress import Progress
     from src.experiments.results import Results
 
 FLAGS = {
@@ -33,78 +36,117 @@ def main(config: DictConfig) -> int:
     checked = cast(ReproduceConfig, config)
     if (checked.cell is not None) != (checked.action == "trace"):
         raise UserError("a cell is traced by --trace LABEL/LABEL/COLUMN, such as --trace Llama3-8B-Base/AMaPO/ae2_lc")
-    if checked.action == "submit":
-        return submitted(checked)
-    from src.experiments import progress
+    from src.experiments.progress import trace
 
-    plan, results, launcher = opened(checked)
+    results, progress = opened(checked)
     if checked.action == "dry_run":
-        print("\n".join(progress.forecast(plan, launcher, workers_of(checked))))
+        print("\n".join([*progress.forecast(), *costs_of(progress)]))
     elif checked.action == "missing":
-        print("\n".join(progress.missing(plan, launcher)))
+        print("\n".join(progress.missing()))
     elif checked.action == "status":
-        print("\n".join(progress.status(plan, launcher)))
+        print("\n".join(progress.status()))
     elif checked.action == "trace":
-        print("\n".join(progress.trace(plan, results, str(checked.cell))))
+        print("\n".join(trace(progress.plan, results, str(checked.cell))))
+    elif checked.action == "submit":
+        return submitted(checked, progress)
     elif checked.action == "table":
         written(checked, results)
     else:
-        return run(checked, plan, results, launcher)
+        return run(checked, results, progress)
     return 0
 
 
-def opened(config: ReproduceConfig) -> tuple[Plan, Results, Launcher]:
-    """The plan, what is known of it, and what runs it."""
+def opened(config: ReproduceConfig) -> tuple[Results, Progress]:
+    """What is known of the table, and how far its jobs are."""
+    from src.build import build
     from src.experiments.experiment import find, load
-    from src.experiments.launcher import LocalLauncher
+    from src.experiments.jobs import JOBS
     from src.experiments.plan import Places, plan_of
+    from src.experiments.progress import Progress
     from src.experiments.results import RecordIndex, Results, done
     from src.experiments.scale import read_scale
 
+    settings = build(cast(Any, config).launcher, "launcher")
     experiment, scale = load(find(config.paper, str(config.table))), read_scale(config.scale)
     places = Places(config.output_root, config.cache_root, config.records_root, config.evaluations_root)
     plan = plan_of(experiment, scale, range(config.seeds), places)
     index = RecordIndex(Path(config.records_root))
-    launcher = LocalLauncher.below(config.output_root, lambda job: done(job, index), workers_of(config), config.threads)
-    return plan, Results(plan, index), launcher
+    launcher = settings.open(Path(config.output_root) / JOBS, lambda job: done(job, index))
+    return Results(plan, index), Progress(plan, launcher, settings.at_a_time)
 
 
-def workers_of(config: ReproduceConfig) -> int:
-    """Jobs at a time."""
-    return config.workers or max(1, len(os.sched_getaffinity(0)) // config.threads)
+def costs_of(progress: Progress) -> list[str]:
+    """What paid judges will cost for the jobs that are not done."""
+    from src.experiments.costs import costs
+
+    states = progress.states()
+    return costs([job for job in progress.plan.jobs.values() if states[job.id] != "done"])
 
 
-def run(config: ReproduceConfig, plan: Plan, results: Results, launcher: Launcher) -> int:
-    """Everything that is missing, then the table; 1 when a job failed."""
-    from src.experiments import progress
+def looked_ahead(progress: Progress) -> list[Job]:
+    """The jobs that are not done, after a look at everything that could stop them; raises ``Problems``."""
+    states = progress.states()
+    missing = [job for job in progress.plan.jobs.values() if states[job.id] != "done"]
+    if missing:
+        from src.experiments.preflight import preflight
 
-    progress.preflight(plan)
-    missing = [job for job in plan.jobs.values() if launcher.state(job) != "done"]
-    for line in progress.forecast(plan, launcher, workers_of(config)):
-        print(line, file=sys.stderr)
-    signal.signal(signal.SIGTERM, interrupted)
-    complete = launcher.run(missing, progress.Reporter(plan, launcher, workers_of(config)))
+        preflight(progress.plan, missing)
+    return missing
+
+
+def run(config: ReproduceConfig, results: Results, progress: Progress) -> int:
+    """Everything that is missing, then the table; 1 when a job failed, 130 or 75 when it was asked to stop."""
+    from src.experiments.progress import Reporter
+
+    print("\n".join(progress.forecast()), file=sys.stderr)
+    missing = looked_ahead(progress)
+    complete = True
+    with signals() as received:
+        if missing:
+            reporter = Reporter(progress, received)
+            with reporter.shown():
+                complete = progress.launcher.run(missing, reporter)
+        if received and not complete:
+            print(f"stopped; the same command goes on from here: {command_of(config)}", file=sys.stderr)
+            return 128 + signal.SIGINT if received[0] == signal.SIGINT else STOPPED
     written(config, results)
     if not complete:
-        print(f"\nsome jobs failed; see them by: {command_of(config, '--status')}", file=sys.stderr)
+        print(f"\nsome jobs failed; see why: {command_of(config, '--status')}", file=sys.stderr)
     return 0 if complete else 1
 
 
-def interrupted(number: int, frame: FrameType | None) -> None:
-    """A request to stop ends the program as the keyboard does: jobs are asked to stop and write what they have."""
-    raise KeyboardInterrupt
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The requests to stop that came meanwhile, from the keyboard or a scheduler: they end no process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
-def submitted(config: ReproduceConfig) -> int:
+def submitted(config: ReproduceConfig, progress: Progress) -> int:
     """Start the same command without --submit in the background; its words go to a file."""
+    from src.experiments.jobs import JOBS
+
+    if not looked_ahead(progress):
+        print(f"nothing is missing; the table: {command_of(config, '--table')}")
+        return 0
     overrides = [argument for argument in sys.argv[1:] if argument != "action=submit"]
-    folder = Path(config.output_root) / ".jobs"
+    folder = Path(config.output_root) / JOBS
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"reproduce-{config.paper}-{config.table}-{config.scale}.log"
+    log = folder / f"reproduce-{progress.plan.experiment.name}-{config.scale}.log"
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "src.reproduce", *overrides],
-            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": search},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -125,8 +167,9 @@ def written(config: ReproduceConfig, results: Results) -> None:
 
 def command_of(config: ReproduceConfig, flag: str = "") -> str:
     """The command as one types it."""
-    parts = ["python -m src.reproduce", f"paper={config.paper}", f"table={config.table}", f"scale={config.scale}"]
-    return " ".join([*parts, f"seeds={config.seeds}", flag]).strip()
+    given = [argument for argument in sys.argv[1:] if not argument.startswith(("action=", "cell="))]
+    own = {f"{key}={getattr(config, key)}" for key in ("scale", "seeds")}
+    return shlex.join(["python", "-m", "src.reproduce", *given, *sorted(own - set(given)), *([flag] if flag else [])])
 
 
 def translated(arguments: list[str]) -> list[str]:

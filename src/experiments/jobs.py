@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,11 @@ class Job:
         return f"python -m {self.module} {shlex.join(self.arguments)}"
 
     @property
+    def name(self) -> str:
+        """For people: the run, and the benchmark where it is measured."""
+        return self.run.name if self.is_training else f"{self.kind} of {self.run.name}"
+
+    @property
     def is_training(self) -> bool:
         """Whether it trains."""
         return self.kind == "train"
@@ -47,6 +53,36 @@ class Job:
 def trained(run: Path) -> bool:
     """Whether the run of that directory is finished."""
     return read(run / "status.json").get("state") == "finished"
+
+
+@dataclass(frozen=True)
+class HowFar:
+    """Steps of a training under way: done, all, and pairs per second of the last one (``None`` until known)."""
+
+    step: int
+    steps: int
+    pairs_per_second: float | None
+
+
+def how_far(job: Job) -> HowFar | None:
+    """How far a training is, from what it writes itself; ``None`` before its first step, and for a measurement."""
+    steps = read(job.run / "status.json").get("total_steps") if job.is_training else None
+    if not isinstance(steps, int):
+        return None
+    last = last_line(job.run / "timings.jsonl")
+    rate = last.get("pairs_per_second")
+    return HowFar(int(last.get("step", 0)), steps, rate if isinstance(rate, float) else None)
+
+
+def last_line(path: Path) -> Mapping[str, Any]:
+    """The last whole line of a file of JSON objects; {} when there is none."""
+    with suppress(OSError, ValueError):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        value = json.loads(lines[-1]) if lines else {}
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def read(path: Path) -> Mapping[str, Any]:

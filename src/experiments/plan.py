@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from src.config import composed, evaluation_hash
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from src.errors import Problems, UserError
 from src.experiments.experiment import Column, Curve, Experiment, Measured
+from src.experiments.facts import Base, Composer
 from src.experiments.jobs import Job
 from src.experiments.published import Labels
 from src.experiments.scale import Scale
-
-if TYPE_CHECKING:
-    from src.schema import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Plan:
     seeds: tuple[int, ...]
     measurements: tuple[Measurement, ...]
     jobs: Mapping[str, Job]
-    configs: Mapping[str, TrainConfig]
+    composer: Composer
 
     def of(self, labels: Labels, column: Column) -> list[Measurement]:
         """The measurements of a cell, one per seed."""
@@ -88,18 +87,16 @@ class Planner:
 
     def __init__(self, experiment: Experiment, scale: Scale, seeds: tuple[int, ...], places: Places) -> None:
         self.experiment, self.scale, self.seeds, self.places = experiment, scale, seeds, places
+        self.composer = Composer(places.cache_root)
         self.jobs: dict[str, Job] = {}
-        self.configs: dict[str, TrainConfig] = {}
-        self._trainings: dict[tuple[str, ...], str] = {}
-        self._starts: dict[tuple[str, ...], Subject] = {}
-        self._hashes: dict[tuple[str, ...], str] = {}
         self.problems: list[str] = []
 
     def plan(self) -> Plan:
         measurements = [m for labels in self.experiment.keys for m in self.row(labels)]
+        self.composer.keep()
         if self.problems:
             raise Problems(list(dict.fromkeys(self.problems)))
-        return Plan(self.experiment, self.scale, self.seeds, tuple(measurements), self.jobs, self.configs)
+        return Plan(self.experiment, self.scale, self.seeds, tuple(measurements), self.jobs, self.composer)
 
     def row(self, labels: Labels) -> Iterator[Measurement]:
         """The measurements of one row; columns made of other columns need none."""
@@ -110,75 +107,58 @@ class Planner:
                 try:
                     subject = self.subject(self.scale.training(self.experiment, labels, column, seed))
                     evaluation = self.evaluation(subject, column.source)
-                except UserError as error:
-                    self.problems.append(f"{' / '.join(labels.values())}, {column.name}: {error}")
+                except (UserError, HydraException, OmegaConfBaseException) as error:
+                    said = str(error).partition("\n")[0]
+                    self.problems.append(f"{' / '.join(labels.values())}, {column.name}: {said}")
                     continue
                 yield Measurement(labels, column, seed, subject.run, subject.training, evaluation)
 
     def subject(self, overrides: list[str]) -> Subject:
         """The run that ``overrides`` train. A row of SFT is what the other rows start from: the SFT run that they
         share, or the model as it is."""
-        from src.config import compose_train
-        from src.training.run import sft_base
-
-        if "method=sft" not in overrides:
-            training = self.training(overrides)
-            return Subject(self.jobs[training].run, training)
-        of_start = [text for text in overrides if section_of(text) in STARTS]
-        key = tuple(of_start)
-        if key not in self._starts:
-            config = compose_train([*of_start, *self.places.training()])
-            if (base := sft_base(config)) is not None:
-                training = self.base(base, overrides)
-                self._starts[key] = Subject(self.jobs[training].run, training)
-            elif config.model.init == "pretrained":
-                self._starts[key] = Subject(Path(str(config.model.path)), None, as_it_is(config))
-            else:
-                training = self.training(overrides)
-                self._starts[key] = Subject(self.jobs[training].run, training)
-        return self._starts[key]
+        if "method=sft" in overrides:
+            starts = [text for text in overrides if section_of(text) in (*STARTS, "seed")]
+            facts = self.composer.facts((*starts, *self.places.training()))
+            if facts.base is not None:
+                training = self.base(facts.base, overrides)
+                return Subject(self.jobs[training].run, training)
+            if facts.model is not None:
+                return Subject(Path(facts.model), None, facts.arguments)
+        training = self.training(overrides)
+        return Subject(self.jobs[training].run, training)
 
     def training(self, overrides: list[str]) -> str:
         """Id of the job that trains with ``overrides``, after that of its SFT base."""
-        from src.config import compose_train
-        from src.training.run import planned_directory, sft_base
-
         arguments = (*overrides, *self.places.training())
-        if arguments not in self._trainings:
-            config = compose_train(list(arguments))
-            needs: tuple[str, ...] = ()
-            if (base := sft_base(config)) is not None:
-                needs = (self.base(base, overrides),)
-            job = Job("train", "src.train", arguments, planned_directory(config), needs)
-            self.jobs.setdefault(job.id, job)
-            self.configs[job.id] = config
-            self._trainings[arguments] = job.id
-        return self._trainings[arguments]
+        facts = self.composer.facts(arguments)
+        needs = () if facts.base is None else (self.base(facts.base, overrides),)
+        return self.add(Job("train", "src.train", arguments, Path(facts.run), needs))
 
-    def base(self, config: TrainConfig, overrides: list[str]) -> str:
-        """Id of the job that trains an SFT base: by the run's own overrides of model and data, with method=sft."""
-        from src.training.run import planned_directory
-
-        kept = [text for text in overrides if section_of(text) in STARTS and not text.startswith("model.init=")]
-        init = f"model.init={config.model.init}"
-        arguments = ("method=sft", *kept, init, f"seed={config.seed}", *self.places.training())
-        job = Job("train", "src.train", arguments, planned_directory(config))
-        self.jobs.setdefault(job.id, job)
-        self.configs.setdefault(job.id, config)
-        return job.id
+    def base(self, base: Base, overrides: list[str]) -> str:
+        """Id of the job that trains an SFT base: by the run's own overrides of what it starts from."""
+        kept = [text for text in overrides if section_of(text) in STARTS and key_of(text) not in OF_THE_RUN]
+        own = ("method=sft", *kept, f"model.init={base.init}", f"seed={base.seed}")
+        arguments = (*own, *self.places.training())
+        if (found := self.composer.facts(arguments).run) != base.run:
+            raise UserError(
+                f"the SFT base {base.run} cannot be trained by itself: {' '.join(own)} gives {found}; train it with "
+                "the run that needs it, or choose its settings by model=, dataset= and engine= alone"
+            )
+        return self.add(Job("train", "src.train", arguments, Path(base.run)))
 
     def evaluation(self, subject: Subject, source: Measured | Curve) -> str | None:
         """Id of the job that measures a benchmark on a run; ``None`` for a curve, which training writes itself."""
         if isinstance(source, Curve):
             return None
         arguments = (*self.scale.arguments(source), *subject.arguments)
-        key = (source.benchmark, *arguments)
-        if key not in self._hashes:
-            self._hashes[key] = evaluation_hash(source.benchmark, composed(source.benchmark, list(arguments)))
+        found = self.composer.evaluation_hash(source.benchmark, arguments)
         module = f"src.evaluation.{source.benchmark}"
         full = (f"checkpoint={subject.run}", *arguments, *self.places.evaluation())
         needs = () if subject.training is None else (subject.training,)
-        job = Job(source.benchmark, module, full, subject.run, needs, self._hashes[key])
+        return self.add(Job(source.benchmark, module, full, subject.run, needs, found))
+
+    def add(self, job: Job) -> str:
+        """Its id; a job that is there already stays as it is."""
         self.jobs.setdefault(job.id, job)
         return job.id
 
@@ -186,14 +166,15 @@ class Planner:
 STARTS = ("model", "dataset", "engine", "generalization@dataset")
 """Sections of the configuration that say what a run starts from."""
 
+OF_THE_RUN = ("model.init", "model.sft_seed", "model.trainable", "dataset.min_score_gap")
+"""Keys of them that are not its SFT base's: that one trains all parameters, on demonstrations, which have no scores."""
+
+
+def key_of(override: str) -> str:
+    """The key of an override: ``dataset.source.seed`` of ``+dataset.source.seed=1``."""
+    return override.lstrip("+").partition("=")[0]
+
 
 def section_of(override: str) -> str:
     """The first part of an override's key: ``dataset`` of ``dataset.source.seed=1``."""
-    return override.lstrip("+").partition("=")[0].partition(".")[0]
-
-
-def as_it_is(config: TrainConfig) -> tuple[str, ...]:
-    """What an evaluation must be told of a model that is no run of ours."""
-    stops = ",".join(f"'{token}'" for token in config.model.stop_tokens)
-    template = () if config.model.template is None else (f"template={config.model.template}",)
-    return (*template, f"stop_tokens=[{stops}]", f"dtype={config.model.dtype}")
+    return key_of(override).partition(".")[0]

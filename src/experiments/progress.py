@@ -4,56 +4,115 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from src.errors import Problems, UserError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from src.errors import UserError
 from src.experiments.files import did_you_mean
-from src.experiments.jobs import Job, read
+from src.experiments.jobs import Job, State, how_far
 from src.experiments.launcher import Launcher
 from src.experiments.plan import Plan
 from src.experiments.results import Results
 
-
-def preflight(plan: Plan) -> None:
-    """Look at every training before any is started; raises ``Problems`` with all that is wrong, each once."""
-    from src.training.checks import recipe_exists, usual_recipe
-
-    problems = [
-        f"{job.command}: there is no tuned recipe {usual_recipe(config)}, so the row would be made with defaults; add "
-        f"conf/recipe/{usual_recipe(config)}.yaml"
-        for job, config in ((plan.jobs[name], config) for name, config in plan.configs.items())
-        if not recipe_exists(usual_recipe(config)) and not any(a.startswith("recipe=") for a in job.arguments)
-    ]
-    if problems:
-        raise Problems(list(dict.fromkeys(problems)))
+STATES: tuple[State, ...] = ("done", "running", "failed", "missing")
 
 
-def seconds_of(plan: Plan, launcher: Launcher) -> dict[str, float]:
-    """Seconds per kind of job: the median of those measured here, else what the scale says."""
-    found: dict[str, list[float]] = {}
-    for job in plan.jobs.values():
-        note = read(launcher.place(job) / "status.json")
-        if note.get("state") == "done" and isinstance(note.get("seconds"), (int, float)):
-            found.setdefault(job.kind, []).append(float(note["seconds"]))
-    kinds = {job.kind for job in plan.jobs.values()}
-    return {kind: median(found[kind]) if kind in found else plan.scale.seconds.get(kind, 60.0) for kind in kinds}
+class Progress:
+    """How far a plan's jobs are, whoever runs them. ``workers``: jobs at a time, for the time that is left."""
 
+    def __init__(self, plan: Plan, launcher: Launcher, workers: int) -> None:
+        self.plan, self.launcher, self.workers = plan, launcher, workers
+        self._done: set[str] = set()
 
-def forecast(plan: Plan, launcher: Launcher, workers: int) -> list[str]:
-    """Jobs by kind and state, and the time that the missing ones take about."""
-    states = {job.id: launcher.state(job) for job in plan.jobs.values()}
-    seconds = seconds_of(plan, launcher)
-    lines = [heading(plan)]
-    for kind in dict.fromkeys(job.kind for job in plan.jobs.values()):
-        counts = Counter(states[job.id] for job in plan.jobs.values() if job.kind == kind)
-        spoken = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        lines.append(f"  {kind:14s} {sum(counts.values()):4d} jobs: {spoken}; about {seconds[kind]:.0f} s each")
-    left = sum(seconds[job.kind] for job in plan.jobs.values() if states[job.id] != "done")
-    lines.append(f"  about {left / 60 / workers:.0f} minutes with {workers} at a time")
-    return lines
+    def states(self) -> dict[str, State]:
+        """Of every job; one that is done stays so."""
+        found: dict[str, State] = {}
+        for job in self.plan.jobs.values():
+            found[job.id] = "done" if job.id in self._done else self.launcher.state(job)
+            if found[job.id] == "done":
+                self._done.add(job.id)
+        return found
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per kind of job: the median of those measured here, else what the scale says."""
+        found: dict[str, list[float]] = {}
+        for job in self.plan.jobs.values():
+            note = self.launcher.note(job)
+            if note.get("state") == "done" and isinstance(note.get("seconds"), (int, float)):
+                found.setdefault(job.kind, []).append(float(note["seconds"]))
+        kinds = {job.kind for job in self.plan.jobs.values()}
+        return {
+            kind: median(found[kind]) if kind in found else self.plan.scale.seconds.get(kind, 60.0) for kind in kinds
+        }
+
+    def left(self, states: dict[str, State]) -> float:
+        """Minutes until all jobs are done, about: those that run count by what they have taken."""
+        seconds, total = self.seconds(), 0.0
+        for job in self.plan.jobs.values():
+            if states[job.id] != "done":
+                taken = self.elapsed(job) if states[job.id] == "running" else 0.0
+                total += max(seconds[job.kind] - taken, 1.0)
+        return total / 60 / self.workers
+
+    def elapsed(self, job: Job) -> float:
+        """Seconds since a job was started; 0 where that is not known."""
+        started = self.launcher.note(job).get("started")
+        return max(time.time() - started, 0.0) if isinstance(started, float) else 0.0
+
+    def forecast(self) -> list[str]:
+        """Jobs by kind and state, and the time that the missing ones take about."""
+        states, seconds = self.states(), self.seconds()
+        lines = [heading(self.plan)]
+        for kind in dict.fromkeys(job.kind for job in self.plan.jobs.values()):
+            counts = Counter(states[job.id] for job in self.plan.jobs.values() if job.kind == kind)
+            spoken = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+            lines.append(f"  {kind:14s} {sum(counts.values()):4d} jobs: {spoken}; about {seconds[kind]:.0f} s each")
+        if set(states.values()) <= {"done"}:
+            return [*lines, "  nothing is missing"]
+        return [*lines, f"  about {self.left(states):.0f} minutes with {self.workers} at a time"]
+
+    def missing(self) -> list[str]:
+        """The commands that are still to be run, in an order in which they can be."""
+        states = self.states()
+        return [job.command for job in self.plan.jobs.values() if states[job.id] != "done"]
+
+    def summary(self, states: dict[str, State]) -> str:
+        """How many jobs are in which state, and the time that is left."""
+        counts = Counter(states.values())
+        spoken = ", ".join(f"{counts[state]} {state}" for state in STATES)
+        left = "" if set(states.values()) <= {"done"} else f"; about {self.left(states):.0f} min left"
+        return f"{spoken}{left}"
+
+    def at_work(self, states: dict[str, State]) -> list[str]:
+        """A line per job that runs: how far it is, how fast and how long already."""
+        jobs = [job for job in self.plan.jobs.values() if states[job.id] == "running"]
+        return [f"{job.name}: {self.place_of(job)}{self.elapsed(job):.0f} s" for job in jobs]
+
+    def place_of(self, job: Job) -> str:
+        """Step and rate of a training; of a measurement the last that it said."""
+        if (far := how_far(job)) is not None:
+            rate = "" if far.pairs_per_second is None else f"{far.pairs_per_second:.0f} pairs/s, "
+            return f"step {far.step}/{far.steps}, {rate}"
+        said = self.launcher.tail(job, 1)
+        return f"{said[0].strip():.60}, " if said else ""
+
+    def status(self) -> list[str]:
+        """How far each job is; of failed ones the last lines of why."""
+        states = self.states()
+        lines = [heading(self.plan), f"  {self.summary(states)}"]
+        lines += [f"  running: {line}" for line in self.at_work(states)]
+        for job in self.plan.jobs.values():
+            if states[job.id] == "failed":
+                lines.append(f"  failed: {job.command}")
+                lines += [f"      {line}" for line in self.launcher.tail(job, 5)]
+        return lines
 
 
 def heading(plan: Plan) -> str:
@@ -64,30 +123,6 @@ def heading(plan: Plan) -> str:
         f"{len(experiment.columns)} columns, scale {plan.scale.name}, {len(plan.seeds)} "
         f"{'seed' if len(plan.seeds) == 1 else 'seeds'})"
     )
-
-
-def missing(plan: Plan, launcher: Launcher) -> list[str]:
-    """The commands that are still to be run, in an order in which they can be."""
-    return [job.command for job in plan.jobs.values() if launcher.state(job) != "done"]
-
-
-def status(plan: Plan, launcher: Launcher) -> list[str]:
-    """How far each job is; of failed ones the last lines of why."""
-    lines = [heading(plan)]
-    states = {job.id: launcher.state(job) for job in plan.jobs.values()}
-    counts = Counter(states.values())
-    lines.append("  " + ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "failed", "missing")))
-    for job in plan.jobs.values():
-        if states[job.id] in ("running", "failed"):
-            lines.append(f"  {states[job.id]}: {job.command}{how_far(job)}")
-            lines += [f"      {line}" for line in launcher.tail(job, 5)]
-    return lines
-
-
-def how_far(job: Job) -> str:
-    """Step and steps of a training under way."""
-    note = read(job.run / "status.json") if job.is_training else {}
-    return f" (step {note['step']} of {note['total_steps']})" if {"step", "total_steps"} <= set(note) else ""
 
 
 def trace(plan: Plan, results: Results, cell: str) -> list[str]:
@@ -115,19 +150,54 @@ def trace(plan: Plan, results: Results, cell: str) -> list[str]:
 
 
 class Reporter:
-    """Lines of a launcher on standard error, each with the time that is left about."""
+    """Tells people on standard error how a launcher gets on: a view that follows on a terminal, else lines."""
 
-    def __init__(self, plan: Plan, launcher: Launcher, workers: int) -> None:
-        self.plan, self.launcher, self.workers = plan, launcher, workers
+    def __init__(self, progress: Progress, stopping: Sequence[int]) -> None:
+        self.progress, self._stopping = progress, stopping
         self.started = time.monotonic()
+        self.events: deque[str] = deque(maxlen=8)
+        self.live: Live | None = None
+        self._looked = 0.0
 
-    def __call__(self, text: str) -> None:
-        seconds = seconds_of(self.plan, self.launcher)
-        left = sum(seconds[job.kind] for job in self.undone())
-        elapsed = time.monotonic() - self.started
-        ahead = f"about {left / 60 / self.workers:.0f} min left"
-        print(f"[{elapsed / 60:5.1f} min, {ahead}] {text}", file=sys.stderr, flush=True)
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal came that asks to stop."""
+        return bool(self._stopping)
 
-    def undone(self) -> Iterable[Job]:
-        """Jobs without a result."""
-        return (job for job in self.plan.jobs.values() if self.launcher.state(job) != "done")
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the view while jobs run, where standard error is a terminal."""
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal:
+            yield
+            return
+        with Live(console=console, auto_refresh=False, transient=True) as self.live:
+            yield
+        self.live = None
+
+    def say(self, text: str) -> None:
+        if self.live is None:
+            elapsed = (time.monotonic() - self.started) / 60
+            left = self.progress.left(self.progress.states())
+            print(f"[{elapsed:5.1f} min, about {left:.0f} left] {text}", file=sys.stderr, flush=True)
+            return
+        self.live.console.print(Text(text)) if text.startswith(("FAILED", "  ")) else self.events.append(text)
+
+    def look(self) -> None:
+        if self.live is None or time.monotonic() - self._looked < 1.0:
+            return
+        self.live.update(Group(*self.view()), refresh=True)
+        self._looked = time.monotonic()
+
+    def view(self) -> list[Text]:
+        """The view: all jobs by state, those that run, and what happened last."""
+        states = self.progress.states()
+        done = sum(state == "done" for state in states.values())
+        width = 40 * done // max(len(states), 1)
+        elapsed = (time.monotonic() - self.started) / 60
+        lines = [
+            heading(self.progress.plan),
+            f"{'━' * width}{'╌' * (40 - width)} {done}/{len(states)}  {elapsed:.1f} min",
+        ]
+        lines += [self.progress.summary(states), *(f"  ▸ {line}" for line in self.progress.at_work(states))]
+        return [Text(line, no_wrap=True, overflow="ellipsis") for line in [*lines, "", *self.events]]

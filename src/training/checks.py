@@ -47,6 +47,25 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     if gaps(config):
         raise Problems(problems)
     ready = frozen(config)
+    problems += further_problems(ready, found_already=bool(problems), strict=strict, complete=not missing(config))
+    if problems:
+        raise Problems(list(dict.fromkeys(problems)))
+    return ready
+
+
+def missing(config: DictConfig) -> bool:
+    """Whether the source of data has keys without a value."""
+    return bool(OmegaConf.missing_keys(config))
+
+
+def further_problems(
+    ready: TrainConfig, *, found_already: bool = False, strict: bool = False, complete: bool = True
+) -> list[str]:
+    """What is wrong with a configuration that is sound by itself: parts, places, device, data, weights.
+
+    ``found_already``: whether the run is refused anyway; ``complete``: whether the source of data can be built.
+    """
+    problems: list[str] = []
 
     def find(check: Callable[[], Any]) -> Any:
         try:
@@ -75,7 +94,7 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
     find(lambda: refuse_foreign_run(ready))
     find(lambda: refuse_unwritable(Path(ready.cache_root), "cache_root"))
     find(lambda: refuse_missing_logger(ready))
-    source = None if OmegaConf.missing_keys(config) else find(lambda: build_source(ready))
+    source = find(lambda: build_source(ready)) if complete else None
     if source is not None:
         if objective is not None:
             find(lambda: refuse_source_without_pairs(ready, objective, source))
@@ -86,10 +105,8 @@ def checked(config: DictConfig, *, strict: bool) -> TrainConfig:
             if tokenizer is not None:
                 find(lambda: build_template(ready, tokenizer))
         # one record says whether there is data at all; where the run is refused anyway, name its bad records too
-        find(lambda: deque(islice(source.pairs(), None if problems and not strict else 1), maxlen=0))
-    if problems:
-        raise Problems(list(dict.fromkeys(problems)))
-    return ready
+        find(lambda: deque(islice(source.pairs(), None if (found_already or problems) and not strict else 1), maxlen=0))
+    return problems
 
 
 def refuse_unknown_recipe(config: TrainConfig) -> None:
