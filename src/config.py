@@ -28,6 +28,7 @@ from src.schema import (
     AnnotateConfig,
     GapsConfig,
     GenerateConfig,
+    LoggingConfig,
     RankingConfig,
     ReportConfig,
     ShowConfig,
@@ -171,7 +172,22 @@ def combination_problems(config: TrainConfig) -> list[str]:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
     problems += model_problems(config) + method_problems(config)
     problems += optimizer_problems(config.training)
-    return problems + perturbation_problems(config) + adapter_problems(config)
+    return problems + perturbation_problems(config) + adapter_problems(config) + logging_problems(config)
+
+
+def logging_problems(config: TrainConfig) -> list[str]:
+    """Keys of a mirror that was not chosen, and a table of no paper."""
+    logging = config.logging
+    if logging.backend != "none":
+        return [] if logging.paper or not logging.table else [f"logging.table={logging.table} needs logging.paper"]
+    given = [
+        f"logging.{spec.name}={getattr(logging, spec.name)}"
+        for spec in fields(LoggingConfig)
+        if spec.name != "backend" and getattr(logging, spec.name) != getattr(LoggingConfig(), spec.name)
+    ]
+    if not given:
+        return []
+    return [f"{', '.join(given)} would not be read with logging=none; write logging=wandb_offline, or leave it out"]
 
 
 def perturbation_problems(config: TrainConfig) -> list[str]:

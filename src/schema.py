@@ -119,6 +119,12 @@ class LoggingConfig:
     backend: str = one_of("none", "wandb", "wandb_offline")
     project: str | None = None
     entity: str | None = None
+    group: str | None = None
+    paper: str | None = None
+    table: Any = None
+    scale: str | None = None
+    tags: list[Any] = field(default_factory=list)
+    samples: int = number(8, at_least=0)
 
 
 @dataclass

@@ -160,6 +160,7 @@ class Loop:
         value = numbers[self.schedule.best_metric]
         improved = progress.step > 0 and self.schedule.better(value, progress.best_value)
         self.log(record, progress.step)
+        self.mirror.pairs(progress.step, output.pair_metrics)
         self.display.validation(progress.step, record, improved)
         progress = replace(progress, validated_step=progress.step)
         return (replace(progress, best_step=progress.step, best_value=value) if improved else progress), improved

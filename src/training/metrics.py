@@ -7,12 +7,16 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from src.data.pairset import PairSet
 from src.errors import UserError
-from src.schema import LoggingConfig
+from src.schema import TrainConfig
 from src.training.step import StepOutput
 
 
@@ -66,44 +70,32 @@ class Mirror:
     def log(self, record: Mapping[str, Any], step: int) -> None:
         """Show one line of metrics.jsonl or timings.jsonl."""
 
+    def pairs(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Show the metrics of single validation pairs, [n] each."""
+
     def finish(self) -> None:
         """Flush and close."""
 
 
-class WandbMirror(Mirror):
-    """Weights & Biases, online or offline; one W&B run per run directory, continued on resume."""
+def open_mirror(
+    config: TrainConfig, config_hash: str, directory: Path, pairs: PairSet, tokenizer: PreTrainedTokenizerBase
+) -> Mirror:
+    """The mirror that ``logging`` asks for. ``pairs``: those of validation; the first few are shown as text."""
+    if config.logging.backend == "none":
+        return Mirror()
+    from src.training.wandb_mirror import SamplePair, WandbMirror
+    from src.wandb_runs import chosen_sweep, training_identity
 
-    def __init__(self, config: LoggingConfig, run_id: str, directory: Path, values: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"logging={config.backend} needs the package wandb: pip install wandb, or use logging=none"
-            ) from error
-        offline = config.backend == "wandb_offline"
-        if not offline and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            raise UserError("logging=wandb needs a login: run `wandb login`, set WANDB_API_KEY, or use wandb_offline")
-        self.run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            id=run_id,
-            name=directory.name,
-            dir=str(directory),
-            config=dict(values),
-            mode="offline" if offline else "online",
-            resume=None if offline else "allow",
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-        )
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids))
 
-    def log(self, record: Mapping[str, Any], step: int) -> None:
-        split = f"{record['split']}/" if "split" in record else "speed/"
-        shown = {f"{split}{key}": value for key, value in record.items() if key not in ("step", "split")}
-        self.run.log(shown, step=step)
+    def samples() -> list[SamplePair]:
+        shown = [pairs[index] for index in range(min(config.logging.samples, len(pairs)))]
+        return [
+            SamplePair(one.id, text(one.prompt_ids), text(one.chosen_ids), text(one.rejected_ids), one.flipped)
+            for one in shown
+        ]
 
-    def finish(self) -> None:
-        self.run.finish()
-
-
-def open_mirror(config: LoggingConfig, run_id: str, directory: Path, values: Mapping[str, Any]) -> Mirror:
-    """The mirror that ``logging`` asks for."""
-    return Mirror() if config.backend == "none" else WandbMirror(config, run_id, directory, values)
+    values = cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, config), resolve=True))
+    identity = training_identity(values, directory, config_hash, chosen_sweep())
+    return WandbMirror(config.logging, identity, directory, values, samples)
