@@ -21,6 +21,7 @@ from src.config import ROOT, STOPPED, problems_of
 from src.errors import Problems, UserError
 
 if TYPE_CHECKING:
+    from src.experiments.experiment import Experiment
     from src.experiments.jobs import Job
     from src.experiments.progress import Progress
     from src.experiments.results import Results
@@ -36,8 +37,11 @@ def main(config: DictConfig) -> int:
     checked = cast(ReproduceConfig, config)
     if (checked.cell is not None) != (checked.action == "trace"):
         raise UserError("a cell is traced by --trace LABEL/LABEL/COLUMN, such as --trace Llama3-8B-Base/AMaPO/ae2_lc")
+    from src.experiments.experiment import find, load
     from src.experiments.progress import trace
 
+    if (experiment := load(find(checked.paper, str(checked.table)))).kind == "settings":
+        return compared(checked, experiment)
     results, progress = opened(checked)
     if checked.action == "dry_run":
         print("\n".join([*progress.forecast(), *costs_of(progress)]))
@@ -53,6 +57,20 @@ def main(config: DictConfig) -> int:
         written(checked, results)
     else:
         return run(checked, results, progress)
+    return 0
+
+
+def compared(config: ReproduceConfig, experiment: Experiment) -> int:
+    """Write and print a table of hyper-parameters, which nothing needs to be run for."""
+    from src.reporting.settings_tables import write_settings
+
+    if config.action not in ("run", "table"):
+        print(f"{experiment.path.name} compares printed settings with conf/: nothing is trained, measured or traced")
+        return 0
+    command = f"python -m src.reproduce paper={config.paper} table={config.table}"
+    paths, text = write_settings(experiment, Path(config.tables_root), command)
+    print(text)
+    print("\n".join(map(str, paths)), file=sys.stderr)
     return 0
 
 
