@@ -19,7 +19,7 @@ from src.evaluation.decoding import AnswerDecoding, decoding_for
 from src.evaluation.estimate import Estimate, estimate_judging, guessed_outputs
 from src.evaluation.finish import finish
 from src.evaluation.judges.base import Judge, Judged, JudgeSettings
-from src.evaluation.judging import judge_all, judge_info, stored_judgments
+from src.evaluation.judging import identity_of, judge_all, judge_info, stored_judgments
 from src.evaluation.outputs import completed
 from src.evaluation.records import DataInfo
 from src.evaluation.subject import Subject, endpoint_subject, stored_subject, subject_of
@@ -184,7 +184,7 @@ def judged_stages(plan: Plan, subject: Subject, decoding: AnswerDecoding | None,
     judge: Judge = plan.judge.open(Path(config.cache_root) / "judge")
     try:
         described = judge.describe()
-        directory = judgments_directory(plan, subject, answers, described)
+        directory = judgments_directory(plan, subject, identity_of(described, requests))
         if config.stage != "score" or config.dry_run:
             tell(estimate_judging(benchmark, plan.judge, judge, requests, directory), plan)
         if config.dry_run:
@@ -203,12 +203,12 @@ def judged_stages(plan: Plan, subject: Subject, decoding: AnswerDecoding | None,
     return 0
 
 
-def judgments_directory(plan: Plan, subject: Subject, answers: Answers, described: Mapping[str, Any]) -> Path:
-    """Where judgments belong: a pure function of the answers, the judge and the benchmark."""
-    identity = json_hash([answers.hash, dict(described), plan.benchmark.describe()])[:10]
-    names = (subject.name, plan.short, str(described["model"]))
+def judgments_directory(plan: Plan, subject: Subject, identity: Mapping[str, Any]) -> Path:
+    """Where judgments belong: a pure function of the judge and of all that it is asked. Rules that only score what it
+    said are no part of it."""
+    names = (subject.name, plan.short, str(identity["judge"]["model"]))
     safe = ["".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in name) for name in names]
-    return plan.root / "judgments" / "__".join((*safe, identity))
+    return plan.root / "judgments" / "__".join((*safe, json_hash(identity)[:10]))
 
 
 def refuse_unjudged(plan: Plan, directory: Path) -> None:

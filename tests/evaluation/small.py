@@ -40,12 +40,13 @@ class Grades:
     questions: tuple[Item, ...]
     settings: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 16})
     name: str = "grades"
+    rule: str = "mean"
 
     def items(self) -> Sequence[Item]:
         return self.questions
 
     def describe(self) -> dict[str, Any]:
-        return {"questions": [item.turns for item in self.questions], "judge_prompts": "grade it"}
+        return {"questions": [item.turns for item in self.questions], "judge_prompts": "grade it", "rule": self.rule}
 
     def requests(self, outputs: Outputs) -> list[JudgeRequest]:
         return [

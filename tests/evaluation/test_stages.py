@@ -221,6 +221,15 @@ def test_replayed_judgments_give_the_same_numbers(tmp_path: Path, capsys: pytest
     assert again["judge"] == record["judge"]
 
 
+def test_another_rule_of_scoring_needs_no_other_judgments(tmp_path: Path) -> None:
+    path = write_outputs(tmp_path / "o.json", answers_of(grades(2)))
+    run(tmp_path, grades(2), outputs=str(path))
+    assert run(tmp_path, replace(grades(2), rule="median"), outputs=str(path), stage="score") == 0
+    first, second = records_in(tmp_path)
+    assert first["sources"]["judgments"] == second["sources"]["judgments"]
+    assert first["settings"]["rules"] != second["settings"]["rules"]
+
+
 def test_a_question_that_cannot_be_asked_has_the_empty_answer_and_a_note(tmp_path: Path) -> None:
     benchmark = grades(3)
     long = replace(benchmark.questions[1], turns=(benchmark.questions[1].turns[0] + " please" * 300,))
