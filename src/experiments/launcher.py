@@ -130,7 +130,7 @@ class LocalLauncher:
         total = len(waiting)
         try:
             while (waiting or self._running) and not watch.stopping:
-                for job in ready(waiting, set(self._running)):
+                for job in ready(waiting, {*self._running, *broken}):
                     outcome = self.begin(job, began, watch)
                     if outcome == "full":
                         break
@@ -144,9 +144,10 @@ class LocalLauncher:
                         broken.add(running.job.id)
                     left = len(waiting) + len(self._running)
                     self.tell(watch, running, state, f"[{total - left}/{total}]")
-                for job in [job for job in waiting.values() if broken & set(job.needs)]:
-                    broken.add(job.id)
-                    del waiting[job.id]
+                while blocked := [job.id for job in waiting.values() if broken & set(job.needs)]:
+                    broken.update(blocked)
+                    for name in blocked:
+                        del waiting[name]
                 watch.look()
                 time.sleep(POLL)
         finally:
@@ -263,9 +264,9 @@ class LocalLauncher:
         aside.replace(self.place(job) / "status.json")
 
 
-def ready(waiting: Mapping[str, Job], running: set[str]) -> list[Job]:
-    """Jobs whose needs are met."""
-    return [job for job in waiting.values() if not any(need in waiting or need in running for need in job.needs)]
+def ready(waiting: Mapping[str, Job], unmet: set[str]) -> list[Job]:
+    """Jobs that need none of those that wait or that are ``unmet``: run now, or ended without a result."""
+    return [job for job in waiting.values() if not any(need in waiting or need in unmet for need in job.needs)]
 
 
 def locked(path: Path) -> int | None:
