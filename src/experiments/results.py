@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from src.errors import UserError
-from src.evaluation.records import Record, read_records
+from src.evaluation.records import Record, differing, items_of, newest, read_record
 from src.evaluation.statistics import Metric
+from src.experiments.compare import Sample
 from src.experiments.experiment import Column, Curve, MeanOf, MeanRankOf, Measured, RankOf
 from src.experiments.jobs import Job, trained
 from src.experiments.plan import Measurement, Plan
@@ -28,21 +30,30 @@ class RecordIndex:
     def find(self, job: Job) -> Record | None:
         """The newest record of a measurement, or ``None``."""
         self.refresh()
-        own = job.run.name.rpartition("__")[2] if job.needs else str(job.run)  # nobody trains a model as it is
-        found = self._index.get((job.kind, own, job.evaluation), [])
-        return max(found, key=lambda record: record.created, default=None)
+        found = self._index.get(key_of(job), [])
+        return newest(found) if found else None
+
+    def repeated(self, job: Job) -> str:
+        """What to say of a measurement that was repeated with another result; "" where there is none."""
+        return differing(self._index.get(key_of(job), [])) if self.find(job) else ""
 
     def refresh(self) -> None:
         """Read the files that are new."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
         for name in sorted(names):
             if name.endswith(".json") and not name.startswith(".") and name not in self._seen:
-                record = read_records([self.folder / name])[0]
+                record = read_record(self.folder / name)
                 self._seen[name] = record
                 as_it_is = record.run.checkpoint == "as it is"
                 own = record.run.directory if as_it_is else record.run.config_hash
                 key = (record.benchmark, own, record.evaluation_hash)
                 self._index.setdefault(key, []).append(record)
+
+
+def key_of(job: Job) -> tuple[str, str, str]:
+    """By what the records of a measurement are found."""
+    own = job.run.name.rpartition("__")[2] if job.needs else str(job.run)  # nobody trains a model as it is
+    return job.kind, own, job.evaluation
 
 
 def done(job: Job, index: RecordIndex) -> bool:
@@ -135,10 +146,40 @@ class Results:
         values = self.values(labels, self.plan.experiment.column(column))
         return next((value.number for value in values if value.seed == seed), None)
 
+    def sample(self, labels: Labels, column: Column) -> Sample:
+        """A cell with the values of its single items, as far as there are any."""
+        column = self.plan.scale.column(column)
+        known = [value for value in self.values(labels, column) if value.number is not None]
+        items: dict[int, Mapping[str, float]] = {}
+        if isinstance(column.source, Measured) and column.source.part == "value":
+            for value in known:
+                assert value.record is not None
+                items[value.seed] = scaled_items(value.record, column.source.metric, column.scale)
+        return Sample({value.seed: value.number for value in known if value.number is not None}, items)
+
+    def repeated(self) -> list[str]:
+        """What to say of measurements that were repeated with another result."""
+        jobs = {m.evaluation for m in self.plan.measurements if m.evaluation}
+        said = (self.index.repeated(self.plan.jobs[job]) for job in sorted(jobs))
+        return [text for text in said if text]
+
     def records(self) -> list[Record]:
         """All records that the table stands on, each once."""
         found = (self.index.find(self.plan.jobs[m.evaluation]) for m in self.plan.measurements if m.evaluation)
         return list({record.id + record.created: record for record in found if record is not None}.values())
+
+
+@lru_cache(maxsize=1024)
+def items_at(file: Path, items_hash: str) -> Mapping[str, Mapping[str, float]]:
+    """The items of the record in ``file``; ``items_hash`` tells a file that was replaced."""
+    return items_of(read_record(file))
+
+
+def scaled_items(record: Record, metric: str, factor: float) -> dict[str, float]:
+    """The items of a metric in the table's unit; {} where the record has none."""
+    if record.file is None or metric not in record.items.get("metrics", ()):
+        return {}
+    return {item: factor * value for item, value in items_at(record.file, record.items["hash"])[metric].items()}
 
 
 def part_of(metric: Metric, part: str) -> float | None:
