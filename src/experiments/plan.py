@@ -17,6 +17,10 @@ from src.experiments.published import Labels
 from src.experiments.scale import Scale
 
 
+CACHELESS = ("ranking", "curvature")
+"""Evaluations that have no cache_root."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Where things are written, for every command of a plan."""
@@ -30,13 +34,10 @@ class Places:
         """As overrides of src.train."""
         return [f"output_root={self.output_root}", f"cache_root={self.cache_root}"]
 
-    def evaluation(self) -> list[str]:
-        """As overrides of an evaluation."""
-        return [
-            f"cache_root={self.cache_root}",
-            f"records_root={self.records_root}",
-            f"output_root={self.evaluations_root}",
-        ]
+    def evaluation(self, benchmark: str) -> list[str]:
+        """As overrides of an evaluation; some keep nothing in the cache but what their run has there."""
+        caches = [] if benchmark in CACHELESS else [f"cache_root={self.cache_root}"]
+        return [*caches, f"records_root={self.records_root}", f"output_root={self.evaluations_root}"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Planner:
         arguments = (*self.scale.arguments(source), *subject.arguments)
         found = self.composer.evaluation_hash(source.benchmark, arguments)
         module = f"src.evaluation.{source.benchmark}"
-        full = (f"checkpoint={subject.run}", *arguments, *self.places.evaluation())
+        full = (f"checkpoint={subject.run}", *arguments, *self.places.evaluation(source.benchmark))
         needs = () if subject.training is None else (subject.training,)
         return self.add(Job(source.benchmark, module, full, subject.run, needs, found))
 
