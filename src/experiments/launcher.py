@@ -181,6 +181,7 @@ class LocalLauncher:
 
     def worker(self) -> int | None:
         """The lock of a free worker's place on this machine, or ``None``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for number in range(self.workers):
             if (lock := locked(self.folder / f".worker-{socket.gethostname()}-{number}")) is not None:
                 return lock
