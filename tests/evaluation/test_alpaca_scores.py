@@ -254,3 +254,18 @@ def test_win_rates_by_dataset_add_up(tmp_path: Path) -> None:
     assert total == pytest.approx(found["win_rate"], abs=1e-9)
     own = [row["preference"] - 1 for row, one in zip(rows, reference().questions, strict=True) if one.dataset == "sort"]
     assert parts["sort"]["standard_error"] == pytest.approx(100 * statistics.stdev(own) / math.sqrt(len(own)), abs=1e-9)
+
+
+def test_raw_win_rates_need_no_gamed_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ValueError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    with_all = scores(tmp_path, judged("m"))
+    without = scores(tmp_path, judged("m"), gamed_annotations=None)
+    assert without["win_rate"] == with_all["win_rate"]
+    assert without["length_controlled_winrate"] is None
+    assert "gamed_annotations=FILE" in without["length_controlled_winrate_reason"]

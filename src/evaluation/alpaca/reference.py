@@ -39,7 +39,7 @@ class Question:
 class Reference:
     """The benchmark's data: ``questions`` in their order, the ``baseline``'s name, and ``gamed``, the text of the CSV
     of the baseline's own verbose and concise answers judged against itself (df_gamed.csv), which holds each
-    instruction's difficulty too. ``sources``: key -> path and hash of the files read."""
+    instruction's difficulty too ("" where it is not at hand: then there is no length-controlled win rate). ``sources``: key -> path and hash of the files read."""
 
     questions: tuple[Question, ...]
     baseline: str
@@ -68,6 +68,18 @@ class Reference:
             "questions_hash": hashlib.sha256(questions.encode()).hexdigest(),
             "gamed_hash": hashlib.sha256(self.gamed.encode()).hexdigest(),
         }
+
+
+def read_reference_for_stored(given: Mapping[str, str | None], cache: Path) -> Reference:
+    """Like ``read_reference``, but without the gamed annotations where they are nowhere: raw win rates need none."""
+    try:
+        return read_reference(given, cache)
+    except UserError:
+        if given.get("gamed_annotations") is not None:
+            raise
+    path = located_file("reference_outputs", given.get("reference_outputs"), cache)
+    questions, baseline = read_baseline(path)
+    return Reference(questions, baseline, "", {"reference_outputs": {"path": str(path), "hash": file_hash(path)}})
 
 
 def read_reference(given: Mapping[str, str | None], cache: Path) -> Reference:

@@ -202,7 +202,7 @@ def package_metrics(
     from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate
     from alpaca_eval.metrics.glm_winrate import GLM_INFO
 
-    reason = reason_without_lc(frame, lengths)
+    reason = reason_without_lc(frame, lengths, reference)
     if reason:
         with quiet():
             found = get_winrate(frame)
@@ -235,10 +235,12 @@ def items_of(frame: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return items
 
 
-def reason_without_lc(frame: Any, lengths: bool) -> str:
+def reason_without_lc(frame: Any, lengths: bool, reference: Reference) -> str:
     """Why there is no length-controlled win rate ("" where there is one)."""
     if not lengths:
         return "the file has no lengths"
+    if not reference.gamed:
+        return "df_gamed.csv is not at hand; give it as gamed_annotations=FILE"
     if frame["generator_1"].iloc[0] == frame["generator_2"].iloc[0]:
         return ""
     if len(frame) < 2 * FOLDS:

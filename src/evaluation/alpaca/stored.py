@@ -11,7 +11,7 @@ from src.errors import Problems, UserError
 from src.evaluation.alpaca.annotations import Annotations, parsed, read_annotations
 from src.evaluation.alpaca.judging import Pair, preferences
 from src.evaluation.alpaca.package import alpaca_eval
-from src.evaluation.alpaca.reference import FILES, Reference, read_reference
+from src.evaluation.alpaca.reference import FILES, Reference, read_reference_for_stored
 from src.evaluation.alpaca.scores import Rules, scores_of
 from src.evaluation.alpaca.settings import plain, rules_of
 from src.evaluation.finish import ModelScores, show
@@ -30,7 +30,7 @@ def score_stored(config: AlpacaEvalConfig) -> int:
     Raises ``Problems`` at the end for the models that could not be scored.
     """
     alpaca_eval()
-    reference = read_reference(given_files(config), Path(config.cache_root))
+    reference = read_reference_for_stored(given_files(config), Path(config.cache_root))
     rules = rules_of(config)
     problems = []
     for found in read_annotations(files_given(plain(config.annotations), "annotations"), reference):
