@@ -16,7 +16,6 @@ from src.experiments.jobs import Job
 from src.experiments.published import Labels
 from src.experiments.scale import Scale
 
-
 CACHELESS = ("ranking", "curvature")
 """Evaluations that have no cache_root."""
 
