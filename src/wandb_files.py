@@ -44,13 +44,28 @@ def read_offline(directory: Path, run_id: str) -> OfflineRun:
     found = OfflineRun()
     for path in parts_of(directory, run_id):
         found.finished = False
-        for payload in payloads(path.read_bytes()):
-            take(found, payload)
+        for record in records(path.read_bytes()):
+            take(found, record)
     return found
 
 
+def records(data: bytes) -> Iterator[Any]:
+    """The messages of a file, up to the first that cannot be read: the machine went down while it was written."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    messages: Any = wandb_internal_pb2
+    for payload in payloads(data):
+        record = messages.Record()
+        try:
+            record.ParseFromString(payload)
+        except DecodeError:
+            return
+        yield record
+
+
 def payloads(data: bytes) -> Iterator[bytes]:
-    """The records of a file, whole ones alone."""
+    """The payloads of a file, whole ones alone."""
     place, begun = FILE_HEADER, b""
     while place + CHUNK_HEADER.size <= len(data):
         left = BLOCK - place % BLOCK
@@ -70,13 +85,8 @@ def payloads(data: bytes) -> Iterator[bytes]:
             yield begun
 
 
-def take(found: OfflineRun, payload: bytes) -> None:
+def take(found: OfflineRun, record: Any) -> None:
     """Add one record to what was found."""
-    from wandb.proto import wandb_internal_pb2
-
-    messages: Any = wandb_internal_pb2
-    record = messages.Record()
-    record.ParseFromString(payload)
     kind = record.WhichOneof("record_type")
     if kind == "run":
         run = record.run
