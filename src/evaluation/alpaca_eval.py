@@ -40,8 +40,8 @@ def contradictions(config: AlpacaEvalConfig) -> list[str]:
             ]
         if config.checkpoint is None and config.outputs is None and "base_url" not in config.generator:
             return [
-                "there is nothing to measure; give checkpoint=RUN, a model's answers: outputs=FILE, or stored judgments: "
-                "stage=score annotations=FILE"
+                "there is nothing to measure; give checkpoint=RUN, a model's answers: outputs=FILE, or stored "
+                "judgments: stage=score annotations=FILE"
             ]
         return []
     given = [f"{key}={value}" for key in ("checkpoint", "outputs", "max_items") if (value := getattr(config, key))]

@@ -39,7 +39,8 @@ class Question:
 class Reference:
     """The benchmark's data: ``questions`` in their order, the ``baseline``'s name, and ``gamed``, the text of the CSV
     of the baseline's own verbose and concise answers judged against itself (df_gamed.csv), which holds each
-    instruction's difficulty too ("" where it is not at hand: then there is no length-controlled win rate). ``sources``: key -> path and hash of the files read."""
+    instruction's difficulty too ("" where it is not at hand: then there is no length-controlled win rate).
+    ``sources``: key -> path and hash of the files read."""
 
     questions: tuple[Question, ...]
     baseline: str
