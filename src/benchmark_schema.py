@@ -123,6 +123,23 @@ class RMBenchConfig(BenchmarkConfig):
 
 
 @dataclass
+class CurvatureConfig:
+    """conf/curvature.yaml."""
+
+    checkpoint: str | None = None
+    which: str = one_of("best", "last")
+    batches: int = number(at_least=1)
+    pairs: int = number(at_least=1)
+    steps: int = number(at_least=1)
+    seed: int = MISSING
+    device: str = one_of("auto", "cpu", "cuda")
+    scale: str | None = None
+    output: str = one_of("text", "json")
+    records_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
 class ListwiseConfig(BenchmarkConfig):
     """conf/listwise.yaml."""
 
@@ -158,4 +175,20 @@ class ReproduceConfig:
     cache_root: str = MISSING
     records_root: str = MISSING
     tables_root: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
+class DashboardConfig:
+    """conf/dashboard.yaml: workspaces of W&B, and records as runs there."""
+
+    action: str = one_of("publish", "check", "write", "records")
+    boards: list[str] = field(default_factory=list)
+    definitions: str = MISSING
+    project: str = MISSING
+    entity: str | None = None
+    records: str = MISSING
+    backend: str = one_of("wandb", "wandb_offline")
+    offline_root: str = MISSING
+    samples: int = number(at_least=0)
     debug: DebugConfig = field(default_factory=DebugConfig)

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.benchmark_schema import (
     AlpacaEvalConfig,
     ArenaHardConfig,
+    CurvatureConfig,
+    DashboardConfig,
     ListwiseConfig,
     LmHarnessConfig,
     MTBenchConfig,
@@ -61,7 +63,9 @@ SCHEMAS: dict[str, type] = {
     "lm_harness": LmHarnessConfig,
     "rm_bench": RMBenchConfig,
     "listwise": ListwiseConfig,
+    "curvature": CurvatureConfig,
     "reproduce": ReproduceConfig,
+    "dashboard": DashboardConfig,
 }
 
 

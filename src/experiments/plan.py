@@ -19,6 +19,9 @@ from src.experiments.scale import Scale
 CACHELESS = ("ranking", "curvature")
 """Evaluations that have no cache_root."""
 
+KEEPING_NOTHING = ("curvature",)
+"""Evaluations that have no output_root."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -36,7 +39,8 @@ class Places:
     def evaluation(self, benchmark: str) -> list[str]:
         """As overrides of an evaluation; some keep nothing in the cache but what their run has there."""
         caches = [] if benchmark in CACHELESS else [f"cache_root={self.cache_root}"]
-        return [*caches, f"records_root={self.records_root}", f"output_root={self.evaluations_root}"]
+        kept = [] if benchmark in KEEPING_NOTHING else [f"output_root={self.evaluations_root}"]
+        return [*caches, f"records_root={self.records_root}", *kept]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Diagnostics of the papers: what stands behind a figure or table that no benchmark measures."""
