@@ -25,7 +25,7 @@ class RunInfo:
     ``directory``: the run directory; ``noise``: "none" or what was done to the labels; ``step``: optimizer steps of
     the checkpoint; ``checkpoint``: "best", "last" or a step folder's name; ``constants``: every other setting that
     may change the result (the method's constants, learning rate, ...). Tables average over seeds only what has equal
-    constants.
+    constants. ``manifest``: hash of the prepared data that the run was trained on, "" where it is not known.
     """
 
     directory: str
@@ -38,6 +38,7 @@ class RunInfo:
     step: int
     checkpoint: str
     constants: dict[str, Any] = field(default_factory=dict)
+    manifest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,17 @@ def describe_run(directory: Path, checkpoint: str = "best") -> RunInfo:
         step=int(step[1]) if step else int(status.get("step", 0)),
         checkpoint=checkpoint,
         constants=run_constants(config),
+        manifest=manifest_hash(directory),
     )
+
+
+def manifest_hash(directory: Path) -> str:
+    """The hash of a run's prepared data, by its manifest.json; "" without one."""
+    try:
+        content = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("hash", "")) if isinstance(content, dict) else ""
 
 
 def section_name(config: Mapping[str, Any], section: str) -> str:

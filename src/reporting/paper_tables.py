@@ -1,31 +1,36 @@
-"""A paper's table, printed and reproduced side by side, in Markdown, LaTeX, CSV and HTML, with where it is from."""
+"""A paper's table, printed and reproduced side by side, with what is best, what is certain, and where it is from."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean, stdev
 
-from src.environment import environment
-from src.evaluation.records import Record
-from src.experiments.experiment import Column, Experiment
+from src.experiments.claims import ahead
+from src.experiments.compare import Estimate
+from src.experiments.experiment import Column, Experiment, MeanRankOf, RankOf
 from src.experiments.published import Labels
-from src.experiments.results import Results
-from src.reporting.tables import refuse_several_judges
+from src.experiments.results import Results, Value
+from src.experiments.verdicts import estimates, printed_value
+from src.reporting.escapes import DASH
+from src.reporting.provenance import provenance, refuse_mixed
 
-FORMATS = ("md", "tex", "csv", "html")
-DASH = "—"
+STAR = "*"
+LEGEND = (
+    f"Bold: best of its rows. {STAR}: better than the next best of ours, as the 95 % interval of their paired "
+    "difference (bootstrap over seeds and prompts) does not reach 0."
+)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A cell: the printed number, the reproduced mean, its standard deviation over ``n`` seeds; ``reason``: why there
-    is no reproduced one; ``bold``: best printed, best reproduced among the rows it is compared with."""
+    """A cell: the printed number, the reproduced mean, its standard deviation over ``n`` runs; ``reason``: why there
+    is no reproduced one; ``bold``: best printed, best reproduced among the rows it is compared with; ``lead``: by how
+    much the best is ahead of the next best, ``star``: whether that is certain."""
 
     published: float | None
     mean: float | None
@@ -33,16 +38,23 @@ class Pair:
     n: int
     reason: str = ""
     bold: tuple[bool, bool] = (False, False)
+    lead: Estimate | None = None
+
+    @property
+    def star(self) -> bool:
+        """Whether it is the best beyond doubt."""
+        return self.bold[1] and self.lead is not None and self.lead.above
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """All cells of a table, by row and column, and the lines below it."""
+    """All cells of a table, by row and column, and the lines below it; ``seeds``: how many there are of each cell."""
 
     experiment: Experiment
     columns: tuple[Column, ...]
     rows: tuple[tuple[Labels, tuple[Pair, ...]], ...]
     footer: tuple[str, ...]
+    seeds: int = 1
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -54,43 +66,87 @@ class PaperTable:
         """Whether every cell has a reproduced number."""
         return all(pair.mean is not None for _, pairs in self.rows for pair in pairs)
 
+    @property
+    def title(self) -> str:
+        """Paper, table and what it is of."""
+        return f"{self.experiment.paper}, {self.experiment.path.stem}: {self.experiment.title}"
+
+    @property
+    def legend(self) -> str:
+        """What the marks of this table mean; "" without any."""
+        pairs = [pair for _, row in self.rows for pair in row]
+        if not any(any(pair.bold) for pair in pairs):
+            return ""
+        return LEGEND if any(pair.star for pair in pairs) else LEGEND.partition(f" {STAR}")[0]
+
+    @property
+    def below(self) -> list[str]:
+        """Every line below the table: legend, reasons of dashes, provenance."""
+        return [line for line in (self.legend, *reasons_of(self), *self.footer) if line]
+
 
 def table_of(results: Results, command: str) -> PaperTable:
     """The table as far as there are results. Raises ``UserError`` for records that may not stand in one table."""
     experiment = results.plan.experiment
-    columns = tuple(results.plan.scale.column(column) for column in experiment.columns)
+    columns = tuple(results.plan.scale.column(with_digits(experiment, column)) for column in experiment.columns)
     records = results.records()
-    for benchmark in {record.benchmark for record in records}:
-        refuse_several_judges([record for record in records if record.benchmark == benchmark])
-    cells = {
-        (index, column.name): pair_of(results, labels, column)
-        for index, labels in enumerate(experiment.keys)
-        for column in columns
-    }
+    refuse_mixed(results, records)
+    keys = experiment.keys
+    cells = {(row, c.name): pair_of(results, labels, c) for row, labels in enumerate(keys) for c in columns}
     rows = []
-    for index, labels in enumerate(experiment.keys):
-        rivals = [i for i, other in enumerate(experiment.keys) if compared(experiment, labels, other)]
-        pairs = [bold(cells[index, c.name], [cells[i, c.name] for i in rivals], c) for c in columns]
+    for row, labels in enumerate(keys):
+        rivals = [i for i, other in enumerate(keys) if experiment.rivals(labels, other, experiment.bold_within)]
+        pairs = []
+        for column in columns:
+            pair = bold(cells[row, column.name], [cells[i, column.name] for i in rivals], column)
+            others = [i for i in rivals if i != row]
+            pairs.append(replace(pair, lead=lead_of(results, column, row, others, cells) if pair.bold[1] else None))
         rows.append((labels, tuple(pairs)))
-    return PaperTable(experiment, columns, tuple(rows), tuple(footer_of(results, records, command)))
+    return PaperTable(
+        experiment, columns, tuple(rows), tuple(provenance(results, records, command)), len(results.plan.seeds)
+    )
 
 
-def compared(experiment: Experiment, labels: Labels, other: Labels) -> bool:
-    """Whether two rows stand in one block, within which the best is bold."""
-    return experiment.rivals(labels, other, experiment.bold_within)
+def with_digits(experiment: Experiment, column: Column) -> Column:
+    """The column with as many digits as the paper prints there, if those are more than its own."""
+    published = experiment.published
+    values = [] if published is None else [published.value(row, column.name) for row in published_rows(experiment)]
+    printed = [max(0, -int(Decimal(str(value)).as_tuple().exponent)) for value in values if value is not None]
+    decimals = max(printed, default=0)
+    return replace(column, digits=decimals) if column.digits < decimals <= 4 else column
+
+
+def published_rows(experiment: Experiment) -> list[Labels]:
+    """The labels of all rows, with those that they share."""
+    return [{**experiment.fixed, **labels} for labels in experiment.keys]
 
 
 def pair_of(results: Results, labels: Labels, column: Column) -> Pair:
-    """One cell."""
-    experiment = results.plan.experiment
-    published = experiment.published
-    printed = None if published is None else published.value({**experiment.fixed, **labels}, column.name)
+    """One cell. A number stands there only when every seed has one: means over other seeds do not compare."""
+    printed = printed_value(results.plan.experiment, labels, column)
     values = results.values(labels, column)
     numbers = [value.number for value in values if value.number is not None]
-    reasons = "; ".join(dict.fromkeys(value.reason for value in values if value.reason))
-    if not numbers:
-        return Pair(printed, None, None, 0, reasons)
-    return Pair(printed, fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers), reasons)
+    if len(numbers) < len(values) or not numbers:
+        return Pair(printed, None, None, 0, reason_of(values))
+    runs = distinct(values)
+    return Pair(printed, fmean(numbers), stdev(numbers) if runs > 1 else None, runs)
+
+
+def distinct(values: Sequence[Value]) -> int:
+    """How many runs stand behind the values: a model that nobody trained here is one, whatever the seed."""
+    if all(value.record is not None for value in values):
+        return len({(value.record.id, value.record.created) for value in values if value.record is not None})
+    return len(values)
+
+
+def reason_of(values: Sequence[Value]) -> str:
+    """Why a cell is empty; with the seeds, where some of them have a number."""
+    missing = [value for value in values if value.number is None]
+    reasons = "; ".join(dict.fromkeys(value.reason or "no value" for value in missing))
+    if len(missing) == len(values):
+        return reasons
+    seeds = ", ".join(str(value.seed) for value in missing)
+    return f"{reasons} (seed {seeds} of {len(values)}, and rows must have the same seeds to be compared)"
 
 
 def bold(pair: Pair, rivals: Sequence[Pair], column: Column) -> Pair:
@@ -104,43 +160,24 @@ def bold(pair: Pair, rivals: Sequence[Pair], column: Column) -> Pair:
         return own is not None and len(known) > 1 and math.isclose(sign * own, max(known))
 
     marks = (best(pair.published, [r.published for r in rivals]), best(pair.mean, [r.mean for r in rivals]))
-    return Pair(pair.published, pair.mean, pair.deviation, pair.n, pair.reason, marks)
+    return replace(pair, bold=marks)
 
 
-def footer_of(results: Results, records: Sequence[Record], command: str) -> list[str]:
-    """Where the numbers are from: scale, seeds, judge, data, configurations, commits, versions, dates, command."""
-    plan = results.plan
-    scale = f"Reproduced at scale {plan.scale.name} with seeds {', '.join(map(str, plan.seeds))}"
-    lines = [f"{scale}: mean ± standard deviation over the seeds. Printed numbers are of the paper's own models."]
-    lines += plan.scale.notes
-    if judges := sorted({judged(record) for record in records if record.judge is not None}):
-        lines.append(f"Judge: {'; '.join(judges)}.")
-    lines.append(f"Data: {listed({f'{r.run.dataset} {r.data.content_hash[:10]}' for r in records})}.")
-    lines.append(f"Configurations: {listed({record.run.config_hash for record in records})}.")
-    commits = {
-        f"{str(r.environment.get('commit'))[:10]}{'+changes' if r.environment.get('dirty') else ''}" for r in records
-    }
-    lines.append(f"Commits: {listed(commits)}.")
-    now = environment()
-    versions = ", ".join(f"{name} {now[name]}" for name in ("python", "torch", "transformers") if now.get(name))
-    dates = sorted(record.created[:10] for record in records)
-    if dates:
-        lines.append(f"Measured {dates[0]} to {dates[-1]}; rendered with {versions}.")
-    return [*lines, f"Command: {command}", *plan.experiment.notes]
-
-
-def judged(record: Record) -> str:
-    """A record's judge in words."""
-    judge = record.judge
-    assert judge is not None
-    return f"{judge.name} {judge.model}".strip() + f" (prompts {judge.prompts[:10]})"
-
-
-def listed(values: set[str], shown: int = 12) -> str:
-    """The values in order, the rest counted."""
-    ordered = sorted(values)
-    rest = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
-    return ", ".join(ordered[:shown]) + rest if ordered else DASH
+def lead_of(
+    results: Results, column: Column, row: int, rivals: Sequence[int], cells: dict[tuple[int, str], Pair]
+) -> Estimate | None:
+    """By how much the best row is ahead of the next best; ``None`` for places, whose differences are not measured."""
+    if isinstance(column.source, (RankOf, MeanRankOf)):
+        return None
+    sign = 1.0 if column.higher_is_better else -1.0
+    means = {rival: cells[rival, column.name].mean for rival in rivals}
+    known = {rival: sign * mean for rival, mean in means.items() if mean is not None}
+    if not known:
+        return None
+    keys = results.plan.experiment.keys
+    nearest = max(known, key=lambda rival: known[rival])
+    comparison = ahead((keys[row], column.name), (keys[nearest], column.name), higher=column.higher_is_better)
+    return estimates(results, [comparison])[0]
 
 
 def printed(column: Column, value: float | None) -> str:
@@ -148,121 +185,46 @@ def printed(column: Column, value: float | None) -> str:
     return DASH if value is None else f"{value:.{column.digits}f}"
 
 
-def reproduced(column: Column, pair: Pair) -> str:
-    """Mean and standard deviation."""
+def reproduced(column: Column, pair: Pair, seeds: int = 1) -> str:
+    """Mean and standard deviation; how many runs, where they are not as many as there are seeds."""
     deviation = "" if pair.deviation is None else f" ± {pair.deviation:.{column.digits}f}"
-    return printed(column, pair.mean) + deviation
+    runs = f" (n={pair.n})" if pair.mean is not None and pair.n != seeds else ""
+    return printed(column, pair.mean) + deviation + runs
 
 
 def reasons_of(table: PaperTable) -> list[str]:
-    """Why cells are empty, each reason once, with its columns."""
-    found: dict[str, dict[str, None]] = {}
+    """Why cells are empty, each reason once, with its columns and, where not all rows are, their number."""
+    found: dict[str, dict[str, int]] = {}
     for _, pairs in table.rows:
         for column, pair in zip(table.columns, pairs, strict=True):
             if pair.mean is None:
-                found.setdefault(pair.reason or "no value", {})[column.title] = None
-    return [f"{DASH} {', '.join(columns)}: {reason}" for reason, columns in found.items()]
-
-
-def to_markdown(table: PaperTable) -> str:
-    """A heading, the table, reasons of dashes and the footer."""
-    heads = [*table.axes, *(f"{c.title}, paper | {c.title}, ours" for c in table.columns)]
-    lines = [f"## {title_of(table)}", "", f"| {' | '.join(heads)} |"]
-    lines.append("|" + "---|" * len(table.axes) + "---:|" * (2 * len(table.columns)))
-    for labels, pairs in table.rows:
-        cells = [escape_markdown(label) for label in labels.values()]
-        for column, pair in zip(table.columns, pairs, strict=True):
-            texts = printed(column, pair.published), reproduced(column, pair)
-            cells += [f"**{text}**" if mark else text for text, mark in zip(texts, pair.bold, strict=True)]
-        lines.append(f"| {' | '.join(cells)} |")
-    below = [*reasons_of(table), *table.footer]
-    return "\n".join([*lines, "", *(f"* {escape_markdown(line)}" for line in below)]) + "\n"
-
-
-def to_latex(table: PaperTable) -> str:
-    """A tabular for \\usepackage{booktabs}, the footer as comments."""
-    count = len(table.columns)
-    groups = " & ".join(rf"\multicolumn{{2}}{{c}}{{{escape_latex(c.title)}}}" for c in table.columns)
-    lines = [f"% {line}" for line in [title_of(table), *reasons_of(table), *table.footer]]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(table.axes)}{'rr' * count}}}", r"\toprule"]
-    lines.append(" & " * (len(table.axes) - 1) + f" & {groups} \\\\")
-    lines.append(" & ".join([*map(escape_latex, table.axes), *["paper & ours"] * count]) + r" \\")
-    lines.append(r"\midrule")
-    for labels, pairs in table.rows:
-        cells = [escape_latex(label) for label in labels.values()]
-        for column, pair in zip(table.columns, pairs, strict=True):
-            for text, mark in zip((printed(column, pair.published), reproduced(column, pair)), pair.bold, strict=True):
-                plain = text.replace(DASH, "--").replace("±", r"$\pm$")
-                cells.append(rf"\textbf{{{plain}}}" if mark else plain)
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def to_csv(table: PaperTable) -> str:
-    """One line a cell, at full precision."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*table.axes, "column", "published", "reproduced_mean", "reproduced_sd", "seeds", "reason"])
-    for labels, pairs in table.rows:
-        for column, pair in zip(table.columns, pairs, strict=True):
-            numbers = [pair.published, pair.mean, pair.deviation, pair.n]
-            writer.writerow([*labels.values(), column.name, *("" if n is None else n for n in numbers), pair.reason])
-    return out.getvalue()
-
-
-def to_html(table: PaperTable) -> str:
-    """The table as a fragment: every text escaped, numbers in cells of class ``paper`` and ``ours``."""
-    esc = html.escape
-    heads = "".join(f'<th colspan="2" scope="colgroup">{esc(column.title)}</th>' for column in table.columns)
-    below = "".join('<th scope="col">paper</th><th scope="col">ours</th>' for _ in table.columns)
-    axes = "".join(f'<th rowspan="2" scope="col">{esc(axis)}</th>' for axis in table.axes)
-    body = "\n".join(html_row(table, labels, pairs) for labels, pairs in table.rows)
-    notes = "".join(f"<li>{esc(line)}</li>" for line in [*reasons_of(table), *table.footer])
-    return (
-        f'<table class="paper-table">\n<caption>{esc(title_of(table))}</caption>\n<thead><tr>{axes}{heads}</tr>'
-        f'<tr>{below}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n<ul class="footer">{notes}</ul>\n'
-    )
-
-
-def html_row(table: PaperTable, labels: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    """One row of the HTML table."""
-    cells = "".join(f'<th scope="row">{html.escape(label)}</th>' for label in labels.values())
-    for column, pair in zip(table.columns, pairs, strict=True):
-        texts = printed(column, pair.published), reproduced(column, pair)
-        for name, text, mark in zip(("paper", "ours"), texts, pair.bold, strict=True):
-            cells += f'<td class="{name}">{f"<b>{text}</b>" if mark else text}</td>'
-    return f"<tr>{cells}</tr>"
-
-
-def title_of(table: PaperTable) -> str:
-    """Paper, table and what it is of."""
-    return f"{table.experiment.paper}, {table.experiment.path.stem}: {table.experiment.title}"
-
-
-def escape_markdown(text: str) -> str:
-    """Text in which no character means something to Markdown."""
-    for character in "\\|*_`<[":
-        text = text.replace(character, "\\" + character)
-    return text.replace("\n", " ")
-
-
-def escape_latex(text: str) -> str:
-    """Text in which no character means something to LaTeX."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+                columns = found.setdefault(pair.reason or "no value", {})
+                columns[column.title] = columns.get(column.title, 0) + 1
+    lines = []
+    for reason, columns in found.items():
+        named = [f"{title}{f' in {count} rows' if count < len(table.rows) else ''}" for title, count in columns.items()]
+        lines.append(f"{DASH} {', '.join(named)}: {reason}")
+    if any(pair.published is None for _, pairs in table.rows for pair in pairs):
+        lines.append(f"{DASH} under paper: the paper prints no number there, or it cannot be read.")
+    return lines
 
 
 def write_table(results: Results, folder: Path, command: str) -> tuple[list[Path], str]:
-    """Write the table in all formats to ``folder``; returns the files and the Markdown text."""
-    table = table_of(results, command)
-    texts = {"md": to_markdown(table), "tex": to_latex(table), "csv": to_csv(table), "html": to_html(table)}
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{table.experiment.name}_{results.plan.scale.name}"
-    paths = []
-    for name in FORMATS:
-        path = folder / f"{stem}.{name}"
-        aside = path.with_name(f".{path.name}")
-        aside.write_text(texts[name], encoding="utf-8")
-        aside.replace(path)
-        paths.append(path)
-    return paths, texts["md"]
+    """Write the table and its claims in all formats to ``folder``; returns the files and the Markdown texts."""
+    from src.reporting.claims_table import claims_texts
+    from src.reporting.table_formats import table_texts
+
+    stem = f"{results.plan.experiment.name}_{results.plan.scale.name}"
+    tables, claims = table_texts(table_of(results, command)), claims_texts(results, command)
+    paths = [written(folder / f"{stem}.{name}", text) for name, text in tables.items()]
+    paths += [written(folder / f"{stem}_claims.{name}", text) for name, text in claims.items()]
+    return paths, "\n".join([tables["md"], *([claims["md"]] if claims else [])])
+
+
+def written(path: Path, text: str) -> Path:
+    """Write a file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path

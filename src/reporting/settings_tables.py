@@ -10,7 +10,7 @@ from pathlib import Path
 
 from src.experiments.experiment import Experiment
 from src.experiments.settings import Setting, settings_of
-from src.reporting.paper_tables import DASH, escape_latex, escape_markdown
+from src.reporting.escapes import DASH, escape_latex, escape_markdown
 
 HEADS = ("row", "value", "printed", "ours", "agrees", "source")
 
