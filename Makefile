@@ -25,7 +25,7 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-evaluation setup-test demo report test lint types unit format calibrate lock clean clean-venv FORCE
+.PHONY: help setup setup-evaluation setup-test demo report dashboard test lint types unit format calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,11 @@ $(STAMPS)/evaluation: $(STAMPS)/core requirements/evaluation.txt
 	@$(PIP) -r requirements/core.txt -r requirements/evaluation.txt
 	@touch $@
 
+$(STAMPS)/wandb: $(STAMPS)/core requirements/wandb.txt
+	@echo "Installing W&B"
+	@$(PIP) -r requirements/core.txt -r requirements/wandb.txt
+	@touch $@
+
 $(STAMPS)/test: $(STAMPS)/evaluation requirements/test.txt requirements/wandb.txt
 	@echo "Installing the test tools"
 	@$(PIP) -r requirements/core.txt -r requirements/evaluation.txt -r requirements/test.txt -r requirements/wandb.txt
@@ -87,6 +92,9 @@ table%: setup FORCE ## table2: a table from the records at hand, nothing is star
 
 figure%: setup FORCE ## The same for a figure
 	@$(PYTHON) -m src.reproduce paper=$(PAPER) table=figure$* scale=$(SCALE) seeds=$(SEEDS) --table $(MORE)
+
+dashboard: $(STAMPS)/wandb ## Publish the dashboards to W&B (needs an account; `make report` shows the same panels without)
+	@$(PYTHON) -m src.dashboard
 
 calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
 	@$(PYTHON) -m benchmarks.calibrate_toy

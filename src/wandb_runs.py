@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,21 +106,22 @@ def open_run(
     offline = logging.backend == "wandb_offline"
     if not offline:
         require_login(wandb, "logging=wandb", "use logging=wandb_offline")
-    return wandb.init(  # type: ignore[no-any-return]
-        project=logging.project,
-        entity=logging.entity,
-        id=identity.id,
-        name=identity.name,
-        group=identity.group,
-        job_type=identity.job_type,
-        tags=list(identity.tags),
-        notes=notes or None,
-        dir=str(directory),
-        config=dict(config),
-        mode="offline" if offline else "online",
-        resume=None if offline else "allow",
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-    )
+    with refusals(f"logging={logging.backend}", "use logging=wandb_offline, and `wandb sync` later"):
+        return wandb.init(  # type: ignore[no-any-return]
+            project=logging.project,
+            entity=logging.entity,
+            id=identity.id,
+            name=identity.name,
+            group=identity.group,
+            job_type=identity.job_type,
+            tags=list(identity.tags),
+            notes=notes or None,
+            dir=str(directory),
+            config=dict(config),
+            mode="offline" if offline else "online",
+            resume=None if offline else "allow",
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        )
 
 
 def package(what: str, otherwise: str) -> Any:
@@ -133,5 +135,17 @@ def package(what: str, otherwise: str) -> Any:
 
 def require_login(wandb: Any, what: str, otherwise: str) -> None:
     """Raise ``UserError`` when there is no key for the server."""
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        raise UserError(f"{what} needs a login: run `wandb login` or set WANDB_API_KEY; or {otherwise}")
+    with refusals(what, otherwise):
+        if not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False)):
+            raise UserError(f"{what} needs a login: run `wandb login` or set WANDB_API_KEY; or {otherwise}")
+
+
+@contextmanager
+def refusals(what: str, otherwise: str) -> Iterator[None]:
+    """What W&B says when its server refuses a key or is out of reach, as ``UserError``."""
+    import wandb
+
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise UserError(f"{what}: W&B refused or is out of reach ({error}); {otherwise}") from error

@@ -27,6 +27,7 @@ PROGRAMS = {
     "src.evaluation.rm_bench": "rm_bench",
     "src.evaluation.curvature": "curvature",
     "src.report": "report",
+    "src.reproduce": "reproduce",
     "src.dashboard": "dashboard",
     "src.data.gaps": "gaps",
     "src.generate": "generate",

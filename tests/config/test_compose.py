@@ -95,6 +95,7 @@ def test_groups_have_their_options() -> None:
         "rm_bench",
         "listwise",
         "reproduce",
+        "dashboard",
     }
 
 
