@@ -1,4 +1,4 @@
-"""`python -m src.report`: runs and records as one HTML page."""
+"""`python -m src.report`: runs, records and tables as HTML pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def main(config: DictConfig) -> int:
     from src.reporting.html import build_report
 
     checked = cast(ReportConfig, config)
-    print(build_report([Path(checked.runs)], [Path(checked.records)], Path(checked.output)))
+    tables = [Path(checked.tables)]
+    print(build_report([Path(checked.runs)], [Path(checked.records)], Path(checked.output), tables=tables))
     return 0
 
 

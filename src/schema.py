@@ -213,6 +213,7 @@ class ReportConfig:
 
     runs: str = MISSING
     records: str = MISSING
+    tables: str = MISSING
     output: str = MISSING
     debug: DebugConfig = field(default_factory=DebugConfig)
 

@@ -1,8 +1,7 @@
 """Figures: training curves and ranking accuracy, as files (PNG, SVG) and as SVG to put into a page.
 
 Output is deterministic (no dates, fixed ids), and figures are drawn without pyplot, so none stays open. In a page,
-colours become CSS variables, so that one drawing serves light and dark; a curve carries the class ``series-<n>``,
-so that a page can hide it.
+colours become CSS variables, so that one drawing serves light and dark. The curves of the pages are in charts.py.
 """
 
 from __future__ import annotations
@@ -88,40 +87,21 @@ def overlay_panel(axes: Axes, panel: Panel, runs: Sequence[Run], colours: Mappin
     _finish(axes, panel)
 
 
-def single_panel(axes: Axes, panel: Panel, run: Run, number: int) -> None:
-    """One metric of one run, with the parts of it that were logged, and a legend."""
-    _draw_run(axes, panel, run, number, labels=True)
-    for offset, metric in enumerate(panel.parts, 1):
-        curve = run.curves.get(("train", metric))
-        if curve:
-            colour = SERIES[(number + offset) % len(SERIES)]
-            axes.plot(*smooth(thin(curve)), color=colour, linewidth=1.1, label=_part_label(metric))
-    _finish(axes, panel)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", handlelength=1.4)
-
-
-def _part_label(metric: str) -> str:
-    name = metric.split("/")[-1]
-    return f"{name.removeprefix('accuracies_')} pairs" if "accuracies" in name else f"{name} reward"
-
-
-def _draw_run(axes: Axes, panel: Panel, run: Run, number: int, *, labels: bool = False) -> None:
+def _draw_run(axes: Axes, panel: Panel, run: Run, number: int) -> None:
     colour = SERIES[number % len(SERIES)]
     dashes = DASHES[number // len(SERIES) % len(DASHES)]
     for split in panel.splits:
         curve = run.curves.get((split, panel.metric))
         if not curve:
             continue
-        label = split if labels else None
         if split == "train":
             raw, mean = thin(curve), smooth(thin(curve))
             if mean[1] != raw[1]:
-                axes.plot(*raw, color=colour, alpha=0.18, linewidth=0.9, gid=f"series-{number}")
-            axes.plot(*mean, color=colour, linestyle=dashes, gid=f"series-{number}", label=label)
+                axes.plot(*raw, color=colour, alpha=0.18, linewidth=0.9)
+            axes.plot(*mean, color=colour, linestyle=dashes)
         else:
             style: Any = {"linestyle": (0, (1, 2)), "linewidth": 1.1, "marker": "o", "markersize": 3.6}
-            axes.plot(*thin(curve), color=colour, gid=f"series-{number}", label=label, **style)
+            axes.plot(*thin(curve), color=colour, **style)
 
 
 def _finish(axes: Axes, panel: Panel) -> None:
@@ -193,18 +173,6 @@ def _has_value(cell: Cell | None) -> bool:
     return cell is not None and cell.value is not None
 
 
-def draw_panel(plot: Callable[[Axes], None]) -> Figure:
-    """A figure of one panel of curves, about one to one on a phone, so that its text stays readable.
-
-    Margins are fixed: a report has hundreds of panels, and computing a layout takes longer than drawing.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.7, 3.0))
-        figure.subplots_adjust(left=0.125, right=0.985, top=0.9, bottom=0.155)
-        plot(figure.subplots())
-        return figure
-
-
 def draw_accuracy(table: Table, colours: Sequence[int]) -> Figure:
     """``accuracy_axes`` in a figure as high as the table has rows."""
     with mpl.rc_context(STYLE):
@@ -269,7 +237,6 @@ def _page_svg(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="(series-\d+)"', r' class="\1"', svg)
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     box = re.search(r'viewBox="([^"]*)"', svg)
     head = f'<svg viewBox="{box[1] if box else "0 0 100 100"}" role="img" aria-label="{html.escape(label)}">'

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from src.evaluation.records import describe_noise, section_name
+from src.evaluation.records import Record, describe_noise, section_name
 
 FILES = ("status.json", "config.yaml", "metrics.jsonl")
 """Any of these makes a folder a run directory."""
@@ -23,13 +23,16 @@ Curve = tuple[list[int], list[float]]
 
 @dataclass(slots=True)
 class Run:
-    """One training run. ``curves`` is keyed by (split, metric); ``notes`` say what could not be read."""
+    """One training run. ``curves`` is keyed by (split, metric); ``manifest``: of the prepared data; ``distributions``:
+    histograms over the pairs of the last validation; ``notes`` say what could not be read."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     status: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, Any] = field(default_factory=dict)
     curves: dict[tuple[str, str], Curve] = field(default_factory=dict)
     pairs_per_second: float | None = None
     notes: list[str] = field(default_factory=list)
@@ -60,7 +63,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """running, finished, stopped, failed, or unknown."""
+        """running, finished, stopped, failed, recorded (only its records are here), or unknown."""
         return str(self.status.get("state", "unknown"))
 
     @property
@@ -68,6 +71,11 @@ class Run:
         """Optimizer steps done: what status.json says, or the last metrics line, which is written more often."""
         known = self.status.get("step")
         return max([curve[0][-1] for curve in self.curves.values()] + [known if isinstance(known, int) else 0])
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the run directory is not here, and its records alone tell of it."""
+        return self.state == "recorded" and not self.config_text
 
     @property
     def total_steps(self) -> int | None:
@@ -92,6 +100,21 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
+def recorded_runs(records: Iterable[Record], known: Iterable[Run]) -> list[Run]:
+    """A run for every measured model whose run directory is not among those known: what its records say of it."""
+    here = {run.config_hash for run in known}
+    found: dict[str, Run] = {}
+    for record in records:
+        told = record.run
+        if told.config_hash in here or told.config_hash in found:
+            continue
+        config = {"seed": told.seed, "noise": None if told.noise == "none" else {"name": told.noise}}
+        config |= {name: {"name": getattr(told, name)} for name in ("method", "model", "dataset")}
+        status = {"state": "recorded", "step": told.step, "config_hash": told.config_hash}
+        found[told.config_hash] = Run(Path(told.directory or told.model), config, status=status)
+    return list(found.values())
+
+
 def _is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in FILES)
 
@@ -106,8 +129,9 @@ def read_run(path: Path) -> Run:
     except yaml.YAMLError as error:
         run.notes.append(f"config.yaml is not valid YAML ({str(error).splitlines()[0]})")
     run.status = _json_file(run, "status.json")
-    if (path / "environment.json").exists():
-        run.environment = _json_file(run, "environment.json")
+    for name in ("environment", "manifest", "distributions"):
+        if (path / f"{name}.json").exists():
+            setattr(run, name, _json_file(run, f"{name}.json"))
     run.curves = _curves(_json_lines(run, "metrics.jsonl"))
     if (path / "timings.jsonl").exists():
         speeds = [_number(line.get("pairs_per_second")) for line in _json_lines(run, "timings.jsonl")]
