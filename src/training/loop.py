@@ -15,6 +15,7 @@ from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.objective.objective import Objective
 from src.training.checkpoint import Checkpoints, Progress
+from src.training.distributions import keep_distributions
 from src.training.metrics import MetricsFile, Mirror, summarize
 from src.training.step import training_step, validate
 
@@ -161,6 +162,7 @@ class Loop:
         improved = progress.step > 0 and self.schedule.better(value, progress.best_value)
         self.log(record, progress.step)
         self.mirror.pairs(progress.step, output.pair_metrics)
+        keep_distributions(self.metrics.path.parent, progress.step, output.pair_metrics)
         self.display.validation(progress.step, record, improved)
         progress = replace(progress, validated_step=progress.step)
         return (replace(progress, best_step=progress.step, best_value=value) if improved else progress), improved
