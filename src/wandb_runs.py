@@ -52,32 +52,35 @@ def fitting(text: str, longest: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10] + clean[-(longest - 10) :]
 
 
-def training_identity(config: Mapping[str, Any], directory: Path, config_hash: str, sweep: str = "") -> Identity:
-    """Of a training run. ``config``: plain, with ``logging``; ``sweep``: the preset that it is a job of."""
-    logging = config["logging"]
+def training_identity(
+    config: Mapping[str, Any], logging: LoggingConfig, directory: Path, config_hash: str, sweep: str = ""
+) -> Identity:
+    """Of a training run. ``config``: plain, all of it; ``sweep``: the preset that it is a job of."""
     names = [str(config[section]["name"]) for section in ("method", "model", "dataset")]
-    group = logging.get("group") or group_of(logging, sweep, names)
     noise = config.get("noise") or {}
     noise_name = str(noise.get("name") or str(noise.get("_target_", "none")).rsplit(".", 1)[-1])
-    tags = [*tags_of(logging, sweep), *names, *([] if "nonoise" in noise_name.lower() else [f"noise:{noise_name}"])]
-    identity = run_id(directory, config_hash)
-    job_type = "sft" if names[0] == "sft" else "train"
-    return Identity(identity, directory.absolute().name, fitting(group, LONGEST_GROUP), job_type, unique(tags))
+    of_noise = [] if noise_name.lower() in ("none", "nonoise") else [f"noise:{noise_name}"]
+    return Identity(
+        run_id(directory, config_hash),
+        directory.absolute().name,
+        fitting(logging.group or group_of(logging, sweep, names), LONGEST_GROUP),
+        "sft" if names[0] == "sft" else "train",
+        unique([*tags_of(logging, sweep), *names, *of_noise]),
+    )
 
 
-def group_of(logging: Mapping[str, Any], sweep: str, names: Sequence[str]) -> str:
+def group_of(logging: LoggingConfig, sweep: str, names: Sequence[str]) -> str:
     """The table of a paper, else the sweep, else method, model and data: whose runs differ in constants and seed."""
-    if logging.get("paper"):
-        table = logging.get("table")
-        return f"{logging['paper']}_table{table}" if table else str(logging["paper"])
+    if logging.paper:
+        return f"{logging.paper}_table{logging.table}" if logging.table else logging.paper
     return f"sweep_{sweep}" if sweep else "__".join(names)
 
 
-def tags_of(logging: Mapping[str, Any], sweep: str = "") -> list[str]:
-    """What dashboards choose by: paper, table, scale, sweep, and the user's own."""
-    given = [str(value) for key in ("paper", "scale") if (value := logging.get(key))]
-    table = [f"{logging['paper']}:table{logging['table']}"] if logging.get("paper") and logging.get("table") else []
-    return [*given, *table, *(["sweep", f"sweep:{sweep}"] if sweep else []), *map(str, logging.get("tags") or ())]
+def tags_of(logging: LoggingConfig, sweep: str = "") -> list[str]:
+    """What dashboards choose by: paper, scale, table, sweep, and the user's own."""
+    table = f"{logging.paper}:table{logging.table}" if logging.paper and logging.table else ""
+    of_sweep = ["sweep", f"sweep:{sweep}"] if sweep else []
+    return [logging.paper or "", logging.scale or "", table, *of_sweep, *map(str, logging.tags)]
 
 
 def unique(tags: Sequence[str]) -> tuple[str, ...]:

@@ -97,5 +97,5 @@ def open_mirror(
         ]
 
     values = cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, config), resolve=True))
-    identity = training_identity(values, directory, config_hash, chosen_sweep())
+    identity = training_identity(values, config.logging, directory, config_hash, chosen_sweep())
     return WandbMirror(config.logging, identity, directory, values, samples)

@@ -24,7 +24,6 @@ SETTINGS: dict[str, Any] = {
     "dataset": {"name": "toy"},
     "noise": {"_target_": "src.data.noise.NoNoise"},
     "training": {"global_batch_size": 8},
-    "logging": {"paper": None, "table": None, "scale": None, "group": None, "tags": []},
 }
 
 
@@ -89,7 +88,7 @@ def mirrored(directory: Path, start: int, stop: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     logging: Any = LoggingConfig("wandb_offline", project="p", samples=1)
-    identity = training_identity(SETTINGS, directory, "0123456789")
+    identity = training_identity(SETTINGS, logging, directory, "0123456789")
     mirror = WandbMirror(logging, identity, directory, SETTINGS, list)
     for step in range(start, stop + 1):
         train, validation = ({"step": step, "split": split, "loss": step / 2} for split in ("train", "validation"))
@@ -161,12 +160,12 @@ def test_identity_is_a_function_of_the_directory(tmp_path: Path) -> None:
     ],
 )
 def test_groups_and_tags(logging: dict[str, Any], sweep: str, group: str, tags: tuple[str, ...]) -> None:
-    found: Identity = training_identity({**SETTINGS, "logging": logging}, Path("r"), "0" * 10, sweep)
+    found: Identity = training_identity(SETTINGS, LoggingConfig(**logging), Path("r"), "0" * 10, sweep)
     assert found.group == group
     assert found.tags[: len(tags)] == tags
     sft = {**SETTINGS, "method": {"name": "sft"}, "noise": {"name": "random_flip"}}
-    assert training_identity(sft, Path("r"), "0" * 10).job_type == "sft"
-    assert training_identity(sft, Path("r"), "0" * 10).tags[-1] == "noise:random_flip"
+    other = training_identity(sft, LoggingConfig(scale="gpu", tags=["a", 3]), Path("r"), "0" * 10)
+    assert (other.job_type, other.tags) == ("sft", ("gpu", "a", "3", "sft", "tiny", "toy", "noise:random_flip"))
 
 
 def test_demonstrations_have_no_table(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,9 @@ def test_a_preset_without_m_is_refused() -> None:
     message = refused("src.train", "sweep=tiny_dpo_beta", "seed=1")
     assert "add -m to run each of them: -m sweep=tiny_dpo_beta seed=1" in message
     assert "did you mean sweep=tiny_dpo_beta" in refused("src.train", "-m", "sweep=tiny_dpo_bet")
+
+
+def test_the_document_lists_every_preset() -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| .* \| (\d+) \|$", text, re.MULTILINE)
+    assert listed == [(path.stem, str(len(jobs(path.stem)))) for path in PRESETS]
