@@ -178,8 +178,8 @@ def axes(place: Place, across: Sequence[float], upwards: Sequence[float]) -> str
 
 
 def padded(low: float, high: float) -> tuple[float, float]:
-    """The range with a little air at both ends; never empty."""
-    if not high > low:
+    """The range with a little air at both ends; never empty, nor so narrow that it shows rounding."""
+    if high - low <= 1e-5 * max(abs(low), abs(high)):
         room = abs(low) * 0.1 or 1.0
         return low - room, high + room
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
