@@ -215,6 +215,8 @@ class ReportConfig:
     records: str = MISSING
     tables: str = MISSING
     output: str = MISSING
+    swept: Any = None
+    sweep_metrics: list[str] = field(default_factory=list)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
 

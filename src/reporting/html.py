@@ -28,6 +28,8 @@ from src.reporting.pages.render import environment_line, jinja
 from src.reporting.pages.run_page import run_content
 from src.reporting.pages.views import RunView, benchmarks_of, file_name, first_metric, unique, views_of
 from src.reporting.runs import Run, find_runs, read_run, recorded_runs
+from src.reporting.sweep_page import section_of, write_sweep
+from src.reporting.sweeps import sweep_of
 from src.reporting.tables import LEGEND, Table, build_tables, cell_text, to_csv, to_markdown
 
 FILTERS = (
@@ -47,6 +49,8 @@ def build_report(
     out: Path,
     *,
     tables: Sequence[Path] = (),
+    sweep: Sequence[str] = (),
+    sweep_metrics: Sequence[str] = (),
     now: datetime | None = None,
     command: str | None = None,
 ) -> Path:
@@ -54,8 +58,9 @@ def build_report(
 
     ``out``: an .html file, or a folder in which the overview is called report.html. ``runs``: run directories or
     folders that hold some; ``records``: record files or folders of them; ``tables``: folders of tables of papers as
-    HTML, as `src.reproduce` writes them; a path that does not exist counts as empty. ``now`` and ``command`` are for
-    the footer (default: this moment, this process).
+    HTML, as `src.reproduce` writes them; a path that does not exist counts as empty. ``sweep``: presets or keys whose
+    response curves are written to ``sweeps/``, of ``sweep_metrics`` where there are some. ``now`` and ``command`` are
+    for the footer (default: this moment, this process).
 
     Raises ``UserError`` when there is neither a run nor a record, for a malformed record, and when ``out`` or its
     folder cannot be written.
@@ -66,6 +71,7 @@ def build_report(
     found = read_records([path for path in records if path.exists()])
     if not trained and not found:
         raise UserError(nothing_found(runs, records))
+    responses = sweep_of(list(sweep), trained, found, list(sweep_metrics)) if sweep else None
     shown = [*trained, *recorded_runs(found, trained)]
     results = build_tables(found)
     colours = plots.assign_colours(shown)
@@ -76,6 +82,9 @@ def build_report(
     for paper in papers:
         behind = [view for view in site.views if view.run.config_hash in paper.hashes]
         site.write(f"tables/{paper.name}.html", "paper.html.j2", fragment=paper, body=Markup(paper.body), runs=behind)
+    if responses is not None:
+        write_sweep(responses, out.parent / "sweeps")
+        site.write(f"sweeps/{responses.name}.html", "sweep.html.j2", section=section_of(responses))
     row_series = series_of_rows(results, shown, colours)
     site.write(out.name, "report.html.j2", **overview(site, trained, found, results, row_series, papers))
     write_figures(out.parent / "figures", site, trained, results, colours, row_series)
@@ -132,6 +141,7 @@ def overview(
         "filters": [(key, heading, choices(site.views, key)) for key, heading in FILTERS],
         "sorts": sorts + [(f"b{number}", heading) for number, (_, heading) in enumerate(benchmarks)],
         "papers": papers,
+        "sweeps": sorted(path.stem for path in (site.out.parent / "sweeps").glob("*.html")),
         "groups": [overlay(name, group) for name, group in by_dataset(site.views).items()],
         "links": {view.run.config_hash: f"runs/{view.page}" for view in site.views if view.run.config_hash},
         "tables": [

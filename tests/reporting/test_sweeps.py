@@ -13,10 +13,12 @@ import yaml
 
 from src.errors import UserError
 from src.evaluation.record import DataInfo, Record, RunInfo
+from src.report import translated
 from src.reporting import sweep_page
 from src.reporting.runs import find_runs, read_run
 from src.reporting.sweeps import Sweep, is_geometric, sweep_of
 from src.reporting.trials import read_preset
+from tests.entry import call, refused
 
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SPREAD = (-0.01, 0.0, 0.01)
@@ -204,3 +206,21 @@ def test_names_are_escaped_in_the_page(tmp_path: Path) -> None:
     assert "<script>" not in section.body + "".join(section.figures)
     assert "&lt;script&gt;" in section.body
     assert "a\\|b" in sweep_page.markdown(sweep)
+
+
+def test_the_program_writes_a_page_beside_the_report(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for beta in (0.1, 0.3):
+        for seed in (0, 1):
+            make_run(runs, seed, beta + seed / 1000, beta=beta)
+    assert translated(["sweep=a", "runs=b"]) == ["swept=a", "runs=b"]
+    out = tmp_path / "report"
+    common = (f"runs={runs}", f"records={tmp_path / 'none'}", f"tables={tmp_path / 'none'}", f"output={out}")
+    done = call("src.report", *common, *translated(["sweep=tiny_dpo_beta"]))
+    assert (done.code, done.out.splitlines()[0]) == (0, str(out / "sweeps" / "tiny_dpo_beta.md"))
+    page = (out / "sweeps" / "tiny_dpo_beta.html").read_text()
+    assert "beyond the seed noise" in page
+    assert "<figure><svg" in page
+    assert 'href="sweeps/tiny_dpo_beta.html"' in (out / "report.html").read_text()
+    message = refused("src.report", *common, *translated(["sweep=[method.beta]"]), "sweep_metrics=[x]")
+    assert "sweep_metrics=x was not measured" in message
