@@ -19,8 +19,8 @@ from src.experiments.experiment import Column, Measured, RankOf, Unreproduced
 from src.experiments.results import Results
 from src.reporting.claims_formats import texts_of
 from src.reporting.claims_table import claims_of_paper, claims_table, write_claims
-from src.reporting.escapes import escape_latex, escape_markdown
-from src.reporting.paper_tables import DASH, Pair, bold, reproduced, table_of, write_table
+from src.reporting.escapes import DASH, escape_latex, escape_markdown
+from src.reporting.paper_tables import Pair, bold, reproduced, table_of, write_table
 from src.reporting.table_formats import table_texts
 from tests.experiments.measured import WINS, experiment_of, results_of
 
