@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class SweepSection:
-    """A sweep in the HTML report. ``figures``: one drawing per metric; ``body``: verdicts, tables and notes."""
+    """A sweep in the HTML report. ``figures``: one per metric and swept key; ``body``: verdicts, tables, notes."""
 
     name: str
     title: str
@@ -36,7 +37,7 @@ class SweepSection:
 def write_sweep(sweep: Sweep, folder: Path) -> list[Path]:
     """Write ``<folder>/<name>.md``, ``.png`` and ``.svg``; return their paths. Raises ``UserError``."""
     stem = folder / sweep.name
-    figures = plots.save(draw(sweep, sweep.metrics), stem)
+    figures = plots.save(draw(sweep, sweep.metrics, sweep.keys), stem)
     page = stem.with_name(f"{sweep.name}.md")
     try:
         page.write_text(markdown(sweep), encoding="utf-8")
@@ -48,20 +49,20 @@ def write_sweep(sweep: Sweep, folder: Path) -> list[Path]:
 def section_of(sweep: Sweep) -> SweepSection:
     """The same for the HTML report: everything in it escaped, drawings inline."""
     figures = []
-    for place, metric in enumerate(sweep.metrics):
-        label = f"{metric.title} against {', '.join(sweep.keys)}"
-        figures.append(Markup(plots.inline_svg(draw(sweep, [metric]), label, f"sweep-{sweep.name}-{place}")))
+    for metric, key in product(sweep.metrics, sweep.keys):
+        drawing = draw(sweep, [metric], [key])
+        label, salt = f"{metric.title} against {key}", f"sweep-{sweep.name}-{metric.name}-{key}"
+        figures.append(Markup(plots.inline_svg(drawing, label, salt)))
     return SweepSection(sweep.name, f"Sweep {sweep.name}", tuple(figures), Markup(html_body(sweep)))
 
 
-def draw(sweep: Sweep, metrics: Sequence[Metric]) -> Figure:
+def draw(sweep: Sweep, metrics: Sequence[Metric], keys: Sequence[str]) -> Figure:
     """A row of panels per metric, one per swept key: mean over seeds with its standard deviation."""
     with mpl.rc_context(plots.STYLE):
-        columns, rows = len(sweep.keys), len(metrics)
-        figure = Figure(figsize=(4.9 * columns, 3.3 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
+        figure = Figure(figsize=(4.9 * len(keys), 3.6 * len(metrics)), layout="constrained")
+        grid = figure.subplots(len(metrics), len(keys), squeeze=False)
         for row, metric in zip(grid, metrics, strict=True):
-            for axes, key in zip(row, sweep.keys, strict=True):
+            for axes, key in zip(row, keys, strict=True):
                 draw_response(axes, sweep, metric, key)
         return figure
 
@@ -84,7 +85,7 @@ def draw_response(axes: Axes, sweep: Sweep, metric: Metric, key: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(axes.get_xticks(), [shown(value) for value in values])
     if 1 < len(lines) <= NAMED:
-        axes.legend(loc="best", handlelength=1.4)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, handlelength=1.4)
     elif len(lines) > NAMED:
         axes.annotate(f"{len(lines)} lines; the table names them", (0.02, 0.02), xycoords="axes fraction", fontsize=7)
 

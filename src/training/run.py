@@ -114,6 +114,7 @@ def sft_base(config: TrainConfig) -> TrainConfig | None:
         "model": {**plain(config.model), "init": start, "trainable": "full", "sft_seed": 0},
         "dataset": {**plain(config.dataset), "min_score_gap": 0.0},
         "engine": plain(config.engine),
+        "logging": plain(config.logging),
         "seed": config.model.sft_seed,
         "output_root": config.output_root,
         "cache_root": config.cache_root,
