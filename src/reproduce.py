@@ -43,6 +43,9 @@ def main(config: DictConfig) -> int:
     if (experiment := load(find(checked.paper, str(checked.table)))).kind == "settings":
         return compared(checked, experiment)
     results, progress = opened(checked)
+    results.index.refresh()
+    for damage in results.index.damaged.values():
+        print(f"note: {damage}", file=sys.stderr)
     if checked.action == "dry_run":
         print("\n".join([*progress.forecast(), *costs_of(progress)]))
     elif checked.action == "missing":
@@ -86,11 +89,24 @@ def opened(config: ReproduceConfig) -> tuple[Results, Progress]:
 
     settings = build(cast(Any, config).launcher, "launcher")
     experiment, scale = load(find(config.paper, str(config.table))), read_scale(config.scale)
-    places = Places(config.output_root, config.cache_root, config.records_root, config.evaluations_root)
+    roots = (config.output_root, config.cache_root, config.records_root, config.evaluations_root)
+    places = Places(*roots, mirroring(config, experiment.table))
     plan = plan_of(experiment, scale, range(config.seeds), places)
     index = RecordIndex(Path(config.records_root))
     launcher = settings.open(Path(config.output_root) / JOBS, lambda job: done(job, index))
     return Results(plan, index), Progress(plan, launcher, settings.at_a_time)
+
+
+def mirroring(config: ReproduceConfig, table: str) -> tuple[str, ...]:
+    """``logging=`` of this command as overrides of trainings, labelled by what they are for; () for none."""
+    logging = config.logging
+    if logging.backend == "none":
+        return ()
+    given = {"project": logging.project, "entity": logging.entity, "group": logging.group}
+    said = [f"logging.{key}={value}" for key, value in given.items() if value]
+    said += [f"logging.tags=[{','.join(map(str, logging.tags))}]"] if logging.tags else []
+    labels = (f"logging.paper={config.paper}", f"logging.table={table}", f"logging.scale={config.scale}")
+    return (f"logging={logging.backend}", *labels, f"logging.samples={logging.samples}", *said)
 
 
 def costs_of(progress: Progress) -> list[str]:

@@ -21,9 +21,13 @@ from src.experiments.published import Labels
 
 @dataclass
 class RecordIndex:
-    """Records of a folder by what they measured; looks again when files were added."""
+    """Records of a folder by what they measured; looks again when files were added.
+
+    ``damaged``: file name -> what is wrong with it. Such a file hides no other.
+    """
 
     folder: Path
+    damaged: dict[str, str] = field(default_factory=dict)
     _seen: dict[str, Record] = field(default_factory=dict)
     _index: dict[tuple[str, str, str], list[Record]] = field(default_factory=dict)
 
@@ -41,8 +45,12 @@ class RecordIndex:
         """Read the files that are new."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
         for name in sorted(names):
-            if name.endswith(".json") and not name.startswith(".") and name not in self._seen:
-                record = read_record(self.folder / name)
+            if name.endswith(".json") and not name.startswith(".") and name not in {*self._seen, *self.damaged}:
+                try:
+                    record = read_record(self.folder / name)
+                except UserError as error:
+                    self.damaged[name] = str(error)
+                    continue
                 self._seen[name] = record
                 as_it_is = record.run.checkpoint == "as it is"
                 own = record.run.directory if as_it_is else record.run.config_hash

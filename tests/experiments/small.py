@@ -1,8 +1,7 @@
-"""A small paper of our own for tests: its files, and `python -m tests.experiments.small FOLDER paper=amapo ...`."""
+"""A small paper of our own for tests."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,13 +88,3 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(src.experiments.scale, "FOLDER", tmp_path / "scale")
     write(tmp_path)
     return tmp_path
-
-
-if __name__ == "__main__":
-    from src import reproduce
-    from src.cli import entry_point
-
-    src.experiments.experiment.EXPERIMENTS = Path(sys.argv[1])
-    src.experiments.scale.FOLDER = Path(sys.argv[1]) / "scale"
-    sys.argv = ["src.reproduce", *reproduce.translated(sys.argv[2:])]
-    entry_point("reproduce", reproduce.main)
