@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from src.schema import DatasetConfig, DebugConfig, number, one_of
+from src.schema import DatasetConfig, DebugConfig, LoggingConfig, number, one_of
 
 
 @dataclass
@@ -168,6 +168,7 @@ class ReproduceConfig:
     action: str = one_of("run", "dry_run", "missing", "submit", "status", "table", "trace")
     cell: str | None = None
     launcher: Any = MISSING
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     workers: int | None = number(None, at_least=1)
     threads: int = number(at_least=1)
     output_root: str = MISSING

@@ -43,9 +43,6 @@ def main(config: DictConfig) -> int:
     if (experiment := load(find(checked.paper, str(checked.table)))).kind == "settings":
         return compared(checked, experiment)
     results, progress = opened(checked)
-    results.index.refresh()
-    for damage in results.index.damaged.values():
-        print(f"note: {damage}", file=sys.stderr)
     if checked.action == "dry_run":
         print("\n".join([*progress.forecast(), *costs_of(progress)]))
     elif checked.action == "missing":
@@ -105,7 +102,11 @@ def mirroring(config: ReproduceConfig, table: str) -> tuple[str, ...]:
     given = {"project": logging.project, "entity": logging.entity, "group": logging.group}
     said = [f"logging.{key}={value}" for key, value in given.items() if value]
     said += [f"logging.tags=[{','.join(map(str, logging.tags))}]"] if logging.tags else []
-    labels = (f"logging.paper={config.paper}", f"logging.table={table}", f"logging.scale={config.scale}")
+    labels = (
+        f"logging.paper={logging.paper or config.paper}",
+        f"logging.table={logging.table or table}",
+        f"logging.scale={logging.scale or config.scale}",
+    )
     return (f"logging={logging.backend}", *labels, f"logging.samples={logging.samples}", *said)
 
 

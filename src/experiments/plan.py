@@ -25,16 +25,17 @@ KEEPING_NOTHING = ("curvature",)
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are written, for every command of a plan."""
+    """Where things are written, for every command of a plan. ``logging``: overrides of trainings that mirror them."""
 
     output_root: str = "runs"
     cache_root: str = "cache"
     records_root: str = "results/records"
     evaluations_root: str = "evaluations"
+    logging: tuple[str, ...] = ()
 
     def training(self) -> list[str]:
         """As overrides of src.train."""
-        return [f"output_root={self.output_root}", f"cache_root={self.cache_root}"]
+        return [f"output_root={self.output_root}", f"cache_root={self.cache_root}", *self.logging]
 
     def evaluation(self, benchmark: str) -> list[str]:
         """As overrides of an evaluation; some keep nothing in the cache but what their run has there."""

@@ -197,3 +197,15 @@ def test_keys_that_nothing_reads_are_refused(tmp_path: Path) -> None:
     assert "logging.paper=amapo, logging.samples=2 would not be read with logging=none" in message
     message = refused("src.train", *SMALL_RUN, *places(tmp_path), "logging=wandb_offline", "logging.table=2")
     assert "logging.table=2 needs logging.paper" in message
+
+
+def test_runs_of_a_table_are_labelled_by_it() -> None:
+    from src.config import compose_train, composed
+    from src.reproduce import mirroring
+
+    plain: Any = composed("reproduce", ["paper=gapo", "table=B"])
+    assert mirroring(plain, "B") == ()
+    config: Any = composed("reproduce", ["paper=gapo", "table=B", "logging=wandb_offline", "logging.tags=[a,3]"])
+    logging = compose_train(list(mirroring(config, "B"))).logging
+    assert (logging.backend, logging.paper, logging.table, logging.scale) == ("wandb_offline", "gapo", "B", "laptop")
+    assert (logging.project, list(logging.tags)) == ("marginalia", ["a", 3])
