@@ -43,6 +43,9 @@ def main(config: DictConfig) -> int:
     if (experiment := load(find(checked.paper, str(checked.table)))).kind == "settings":
         return compared(checked, experiment)
     results, progress = opened(checked)
+    results.index.refresh()
+    for damage in results.index.damaged.values():
+        print(f"note: {damage}", file=sys.stderr)
     if checked.action == "dry_run":
         print("\n".join([*progress.forecast(), *costs_of(progress)]))
     elif checked.action == "missing":
