@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
 from rich.console import Console, Group
@@ -15,10 +14,12 @@ from rich.live import Live
 from rich.text import Text
 
 from src.errors import UserError
+from src.experiments.experiment import Experiment
 from src.experiments.files import did_you_mean
 from src.experiments.jobs import Job, State, how_far
 from src.experiments.launcher import Launcher
 from src.experiments.plan import Plan
+from src.experiments.published import Labels
 from src.experiments.results import Results
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "missing")
@@ -127,26 +128,30 @@ def heading(plan: Plan) -> str:
 
 def trace(plan: Plan, results: Results, cell: str) -> list[str]:
     """Where a cell comes from: per seed the number, the record, the run directory and the commands."""
-    *labels, name = cell.split("/")
-    column = plan.experiment.column(name)
-    keys = [key for key in plan.experiment.keys if list(key.values()) == labels]
-    if not keys:
-        known = ["/".join(key.values()) for key in plan.experiment.keys]
-        raise UserError(f"no row is called {'/'.join(labels)}{did_you_mean('/'.join(labels), known)}")
+    row, _, name = cell.rpartition("/")
+    column, labels = plan.experiment.column(name), labels_of(plan.experiment, row)
     lines = [f"{cell} of {heading(plan)}"]
-    for value in results.values(keys[0], column):
+    for value in results.values(labels, column):
         number = "—" if value.number is None else f"{value.number:.6g}"
         lines.append(f"  seed {value.seed}: {number}{f' ({value.reason})' if value.reason else ''}")
         if value.record is not None:
-            lines.append(f"    record: {Path(results.index.folder) / (value.record.id + '.json')}")
+            lines.append(f"    record: {value.record.file}")
             lines.append(f"    measured by: {value.record.command}")
-    for measurement in plan.of(keys[0], plan.scale.column(column)):
+    for measurement in plan.of(labels, plan.scale.column(column)):
         lines.append(f"  seed {measurement.seed}: run directory {measurement.run}")
         if measurement.training:
             lines.append(f"    trained by: {plan.jobs[measurement.training].command}")
         if measurement.evaluation:
             lines.append(f"    measured by: {plan.jobs[measurement.evaluation].command}")
     return lines
+
+
+def labels_of(experiment: Experiment, row: str) -> Labels:
+    """The labels of a row that is named by them, with slashes between (and perhaps within); raises ``UserError``."""
+    named = {"/".join(labels.values()): labels for labels in experiment.keys}
+    if row not in named:
+        raise UserError(f"no row is called {row}{did_you_mean(row, named)}")
+    return named[row]
 
 
 class Reporter:

@@ -26,6 +26,7 @@ models:
 methods:
   SFT: [method=sft]
   DPO: [method=dpo]
+  w/o margin: [method=simpo, method.gamma_beta_ratio=0]
   SimPO: {overrides: [method=simpo], recipes: {llama3_8b_base: simpo__llama3_8b_base}}
 """
 TABLE = """

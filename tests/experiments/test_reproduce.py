@@ -17,7 +17,7 @@ from src.experiments.experiment import find, load
 from src.experiments.jobs import JOBS, Job
 from src.experiments.launcher import Watch
 from src.experiments.plan import Plan, plan_of
-from src.experiments.progress import Progress, Reporter
+from src.experiments.progress import Progress, Reporter, labels_of
 from src.experiments.scale import read_scale
 from tests.entry import Outcome, assert_says, call, refused
 from tests.experiments.fakes import Launched
@@ -77,6 +77,13 @@ def test_what_is_to_be_done_is_said_and_nothing_started(here: Path, cache: Path)
     assert (missing.code, missing.out) == (2, "")
     assert_says(missing.err, "no row is called One/DPQ; did you mean 'One/DPO'")
     assert not list(here.glob("*/*.json"))
+
+
+def test_a_row_is_named_by_its_labels_though_they_hold_slashes(here: Path) -> None:
+    path = here / "amapo" / "tablesmall.yaml"
+    path.write_text(path.read_text().replace("[SFT, DPO]", "[SFT, w/o margin]"))
+    experiment = load(find("amapo", "small"))
+    assert labels_of(experiment, "One/w/o margin") == {"model": "One", "method": "w/o margin"}
 
 
 def test_a_corrupt_record_is_named_and_hides_no_other(here: Path, cache: Path) -> None:
