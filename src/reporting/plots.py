@@ -64,6 +64,9 @@ STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
+RAW_OF_RUNS = 8
+"""Raw values are drawn behind the means of at most so many runs; with more they would be a cloud."""
+
 MAX_POINTS = 300  # per curve; more cannot be told apart at the size of a panel
 DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 """Line styles of the runs 1-10, 11-20, ...: colours alone would repeat."""
@@ -83,11 +86,11 @@ def assign_colours(runs: Sequence[Run]) -> dict[str, int]:
 def overlay_panel(axes: Axes, panel: Panel, runs: Sequence[Run], colours: Mapping[str, int]) -> None:
     """One metric of several runs: training faint behind its running mean, validation dotted with markers."""
     for run in runs:
-        _draw_run(axes, panel, run, colours[str(run.path)])
+        _draw_run(axes, panel, run, colours[str(run.path)], raw=len(runs) <= RAW_OF_RUNS)
     _finish(axes, panel)
 
 
-def _draw_run(axes: Axes, panel: Panel, run: Run, number: int) -> None:
+def _draw_run(axes: Axes, panel: Panel, run: Run, number: int, *, raw: bool) -> None:
     colour = SERIES[number % len(SERIES)]
     dashes = DASHES[number // len(SERIES) % len(DASHES)]
     for split in panel.splits:
@@ -95,9 +98,9 @@ def _draw_run(axes: Axes, panel: Panel, run: Run, number: int) -> None:
         if not curve:
             continue
         if split == "train":
-            raw, mean = thin(curve), smooth(thin(curve))
-            if mean[1] != raw[1]:
-                axes.plot(*raw, color=colour, alpha=0.18, linewidth=0.9)
+            values, mean = thin(curve), smooth(thin(curve))
+            if raw and mean[1] != values[1]:
+                axes.plot(*values, color=colour, alpha=0.18, linewidth=0.9)
             axes.plot(*mean, color=colour, linestyle=dashes)
         else:
             style: Any = {"linestyle": (0, (1, 2)), "linewidth": 1.1, "marker": "o", "markersize": 3.6}

@@ -17,6 +17,9 @@ from src.evaluation.records import Record, describe_noise, section_name
 FILES = ("status.json", "config.yaml", "metrics.jsonl")
 """Any of these makes a folder a run directory."""
 
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The quick one where PyYAML was built with it: a report may read hundreds of configurations."""
+
 Curve = tuple[list[int], list[float]]
 """Steps (ascending, unique) and values; points that are null or not finite are left out."""
 
@@ -124,7 +127,7 @@ def read_run(path: Path) -> Run:
     run = Run(path)
     run.config_text = _text(run, "config.yaml")
     try:
-        loaded = yaml.safe_load(run.config_text) or {}
+        loaded = yaml.load(run.config_text, Loader=LOADER) or {}
         run.config = dict(loaded) if isinstance(loaded, Mapping) else {}
     except yaml.YAMLError as error:
         run.notes.append(f"config.yaml is not valid YAML ({str(error).splitlines()[0]})")

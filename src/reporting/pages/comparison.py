@@ -85,16 +85,13 @@ def comparison_of(run: Run) -> Comparison:
         if key not in found.sources and key in own and own[key] != found.values.get(key)
     ]
     missing = tuple(sorted(key for key in found.values if key not in own and key not in found.sources))
-    return Comparison(tuple(recipe), tuple(one for one in others if told(one, others)), missing, found.file)
+    return Comparison(tuple(recipe), tuple(one for one in others if not repeats(one, own)), missing, found.file)
 
 
-def told(setting: Setting, others: list[Setting]) -> bool:
-    """Whether a difference says more than another one: a part's option that repeats a constant of its method is not."""
+def repeats(setting: Setting, own: Mapping[str, str]) -> bool:
+    """Whether a part's option only repeats a constant of its method (``beta: ${method.beta}``), which says it."""
     section, _, rest = setting.key.partition(".")
-    if section != "method" or "." not in rest:
-        return True
-    constant = f"method.{rest.rpartition('.')[2]}"
-    return not any(other.key == constant and other.here == setting.here for other in others)
+    return section == "method" and "." in rest and own.get(f"method.{rest.rpartition('.')[2]}") == setting.here
 
 
 @lru_cache(maxsize=512)

@@ -15,15 +15,13 @@ from markupsafe import Markup
 from src.evaluation.records import Record
 from src.reporting.charts import Histogram, Line, binned, histogram_chart, line_chart
 from src.reporting.panels import Panel, curves_once
-from src.reporting.plots import smooth, thin
+from src.reporting.plots import RAW_OF_RUNS, smooth, thin
 from src.reporting.runs import Curve, Run
 
 POINTS = 4000
 """Points of one overlay, shared among its curves, so that a page of many runs stays small."""
 
 FEWEST = 24
-RAW_OF_RUNS = 8
-"""Raw values are drawn behind the means of at most so many runs; with more they would be a cloud."""
 
 
 @dataclass(frozen=True, slots=True)
