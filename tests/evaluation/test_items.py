@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,46 @@ def test_alpaca_eval_has_preferences_and_fitted_values() -> None:
     assert scores.items["win_rate"]["000"] == 50.0
     assert "001" not in scores.items["win_rate"]
     assert len(scores.items["length_controlled_winrate"]) == 60
+
+
+def test_the_length_controlled_win_rate_is_as_uncertain_as_fits_to_drawn_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fitted preferences alone hardly differ: they would make every difference certain."""
+    pytest.importorskip("alpaca_eval")
+    from alpaca_eval.metrics.glm_winrate import fit_LogisticRegressionCV
+
+    from src.evaluation.alpaca import scores as alpaca
+    from src.evaluation.alpaca.annotations import Annotations, Row
+    from src.evaluation.alpaca.linear import equal_lengths
+    from src.evaluation.alpaca.package import Fit, quiet
+    from src.evaluation.alpaca.toy import toy_reference
+
+    fits: list[Fit] = []
+    linear_values = alpaca.linear_values
+    monkeypatch.setattr(alpaca, "linear_values", lambda *given: fits.append(given[2]) or linear_values(*given))
+    reference, rng = toy_reference(), random.Random(1)
+    rows = []
+    for place in range(count := len(reference.questions)):
+        length = rng.randint(20, 160)
+        rows.append(Row(place, 1 + 1 / (1 + math.exp(0.6 - math.tanh(length / 40 - 2) - rng.gauss(0, 1))), 80, length))
+    scores = alpaca.scores_of(
+        Annotations("m", "m", None, tuple(rows), "x"), reference, alpaca.Rules(regularization=1.0)
+    )
+    values = np.array(list(scores.items["length_controlled_winrate"].values()))
+    data, weights, refitted = fits[0].data.reset_index(drop=True), np.asarray(fits[0].weights), []
+    gamed, own, draw = np.arange(len(data) - count), np.arange(len(data) - count, len(data)), np.random.default_rng(0)
+    for _ in range(60):
+        chosen = np.concatenate([gamed, draw.choice(own, count)])
+        with quiet():
+            again = data.iloc[chosen].reset_index(drop=True)
+            model = fit_LogisticRegressionCV(
+                again, "preference", is_ytrue_proba=True, sample_weight=weights[chosen], n_splits=0, C=1.0
+            )
+        refitted.append(100 * (1 / (1 + np.exp(-equal_lengths(again)[-count:] @ model.coef_[0]))).mean())
+    error = values.std() / math.sqrt(count)
+    assert error == pytest.approx(np.std(refitted), rel=0.3)
+    assert error > 3 * (scores.metrics["lc_standard_error"]["value"] or 0.0)
 
 
 def test_arena_hard_has_the_share_of_each_questions_battles() -> None:

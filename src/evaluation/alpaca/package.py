@@ -60,11 +60,20 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A fitted regression, and the data and weights of its rows."""
+
+    model: Any
+    data: Any
+    weights: Any
+
+
 @dataclass
 class Fits:
     """The fitted regressions of one ``local_files`` block, in order."""
 
-    models: list[Any] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -83,9 +92,9 @@ def local_files(texts: Mapping[str, str]) -> Iterator[Fits]:
     def from_text(*, filename: str, **_: Any) -> io.StringIO:
         return io.StringIO(texts[filename])
 
-    def kept(*arguments: Any, **options: Any) -> Any:
-        found.models.append(fit(*arguments, **options))
-        return found.models[-1]
+    def kept(data: Any, *arguments: Any, **options: Any) -> Any:
+        found.fits.append(Fit(fit(data, *arguments, **options), data, options.get("sample_weight")))
+        return found.fits[-1].model
 
     glm.hf_hub_download, glm.fit_LogisticRegressionCV = from_text, kept
     try:

@@ -21,11 +21,15 @@ from typing import Any
 from src.data.sources.files import existing
 from src.errors import UserError
 from src.evaluation.alpaca.annotations import Annotations, Row
+from src.evaluation.alpaca.linear import linear_values
 from src.evaluation.alpaca.package import LC, alpaca_eval, local_files, quiet
 from src.evaluation.alpaca.reference import Reference, read_text
 from src.evaluation.benchmark import Scores
 from src.evaluation.items import finite_items
 from src.evaluation.statistics import Metric, missing
+
+LINEAR = "linear_preference"
+"""Column of the values by which the length-controlled win rate is resampled."""
 
 FOLDS = 5
 """Of the package's cross-validation."""
@@ -213,7 +217,10 @@ def package_metrics(
             found = get_length_controlled_winrate(
                 frame, glm_name=LC, save_weights_dir=None, glm_info=GLM_INFO[LC] | {"kwargs": fit}
             )
-        details = {"regularization": regression(fits.models[0], strength) if fits.models else None}
+        details = {"regularization": regression(fits.fits[0].model, strength) if fits.fits else None}
+        if fits.fits:
+            answered = frame["preference"].notna().tolist()
+            frame[LINEAR] = linear_values(frame["glm_preference"].tolist(), answered, fits.fits[0])
     n = int(found["n_total"])
     metrics: dict[str, Metric] = {
         name: {"value": plain(value), "low": None, "high": None, "n": n} for name, value in found.items()
@@ -224,14 +231,13 @@ def package_metrics(
 
 
 def items_of(frame: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """In percent by number of the instruction: the preference (a tie is 50), and what the regression gives at equal
-    lengths where there is one."""
+    """In percent by number of the instruction: the preference (a tie is 50), and the part in the length-controlled win
+    rate where there is one."""
     ids = [f"{row.place:03d}" for row in rows]
     preferences = [1.5 if value == 0 else value for value in frame["preference"].tolist()]
     items = {"win_rate": finite_items(ids, [100 * (value - 1) for value in preferences])}
-    if "glm_preference" in frame:
-        fitted = [100 * value for value in frame["glm_preference"].tolist()]
-        items["length_controlled_winrate"] = finite_items(ids, fitted)
+    if LINEAR in frame:
+        items["length_controlled_winrate"] = finite_items(ids, [100 * value for value in frame[LINEAR].tolist()])
     return items
 
 
