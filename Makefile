@@ -17,7 +17,7 @@ PAPER ?= amapo
 SCALE ?= laptop
 SEEDS ?= 1
 MORE ?=
-TYPED := src/errors.py src/objective src/data src/model src/generation src/annotation src/training src/engine src/catalogue src/methods.py src/generate.py src/annotate.py
+TYPED := src/errors.py src/objective src/data src/model src/generation src/annotation src/training src/engine src/catalogue src/methods.py src/generate.py src/annotate.py src/experiments src/reproduce.py
 
 # Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
 export PIP_CONSTRAINT := $(PINS)

@@ -37,6 +37,7 @@ LEAST = {
     "scorer": 5,
     "sweep": 30,
     "judge": 5,
+    "launcher": 1,
     "decoding": 3,
     "evaluation": 2,
 }
@@ -52,7 +53,7 @@ PLACED = {
 }
 """Groups that fill keys of another one, and how they are chosen."""
 
-ELSEWHERE = {"generator": "generate", "scorer": "annotate", "judge": "alpaca_eval"}
+ELSEWHERE = {"generator": "generate", "scorer": "annotate", "judge": "alpaca_eval", "launcher": "reproduce"}
 """Groups of other programs than training."""
 
 PRESETS = ("gpt4", "gpt4_1106_preview")
