@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from src.experiments.claims import ahead
 from src.experiments.compare import Estimate
-from src.experiments.experiment import Column, Experiment, MeanRankOf, RankOf
+from src.experiments.experiment import Column, Experiment, MeanOf, MeanRankOf, RankOf
 from src.experiments.published import Labels
 from src.experiments.results import Results, Value
 from src.experiments.verdicts import estimates, printed_value
@@ -30,7 +30,8 @@ LEGEND = (
 class Pair:
     """A cell: the printed number, the reproduced mean, its standard deviation over ``n`` runs; ``reason``: why there
     is no reproduced one; ``bold``: best printed, best reproduced among the rows it is compared with; ``lead``: by how
-    much the best is ahead of the next best, ``star``: whether that is certain."""
+    much the best is ahead of the next best, ``star``: whether that is certain; ``sources``: records (files) and, of
+    curves, runs behind our number."""
 
     published: float | None
     mean: float | None
@@ -39,6 +40,7 @@ class Pair:
     reason: str = ""
     bold: tuple[bool, bool] = (False, False)
     lead: Estimate | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def star(self) -> bool:
@@ -129,7 +131,20 @@ def pair_of(results: Results, labels: Labels, column: Column) -> Pair:
     if len(numbers) < len(values) or not numbers:
         return Pair(printed, None, None, 0, reason_of(values))
     runs = distinct(values)
-    return Pair(printed, fmean(numbers), stdev(numbers) if runs > 1 else None, runs)
+    sources = tuple(dict.fromkeys(sources_of(results, labels, column)))
+    return Pair(printed, fmean(numbers), stdev(numbers) if runs > 1 else None, runs, sources=sources)
+
+
+def sources_of(results: Results, labels: Labels, column: Column) -> list[str]:
+    """The records and runs that a cell was made of."""
+    source = column.source
+    if isinstance(source, (MeanOf, MeanRankOf, RankOf)):
+        names = (source.column,) if isinstance(source, RankOf) else source.columns
+        columns = [results.plan.experiment.column(name) for name in names]
+        return [found for one in columns for found in sources_of(results, labels, one)]
+    values = results.values(labels, column)
+    records = [value.record.file.name for value in values if value.record is not None and value.record.file]
+    return records or [str(value.run) for value in values if value.run is not None]
 
 
 def distinct(values: Sequence[Value]) -> int:

@@ -58,7 +58,7 @@ def to_latex(table: PaperTable) -> str:
 
 CSV_FIELDS = (
     *("column", "published", "reproduced_mean", "reproduced_sd", "runs", "best_published", "best_reproduced"),
-    *("lead", "lead_low", "lead_high", "reason"),
+    *("lead", "lead_low", "lead_high", "reason", "sources"),
 )
 
 
@@ -70,7 +70,16 @@ def to_csv(table: PaperTable) -> str:
     for labels, pairs in table.rows:
         for column, pair in zip(table.columns, pairs, strict=True):
             lead = [None] * 3 if pair.lead is None else [pair.lead.value, pair.lead.low, pair.lead.high]
-            values = [pair.published, pair.mean, pair.deviation, pair.n, *map(int, pair.bold), *lead, pair.reason]
+            values = [
+                pair.published,
+                pair.mean,
+                pair.deviation,
+                pair.n,
+                *map(int, pair.bold),
+                *lead,
+                pair.reason,
+                " ".join(pair.sources),
+            ]
             writer.writerow([*labels.values(), column.name, *("" if value is None else value for value in values)])
     return out.getvalue()
 
@@ -90,7 +99,7 @@ def to_html(table: PaperTable) -> str:
 
 
 def html_row(table: PaperTable, labels: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    """One row of the HTML table; a lead stands in the title of the best cell, a reason in that of an empty one."""
+    """One row of the HTML table; a cell's title says where it is from or why it is empty, and of the best its lead."""
     cells = "".join(f'<th scope="row">{html.escape(label)}</th>' for label in labels.values())
     for column, pair in zip(table.columns, pairs, strict=True):
         texts = printed(column, pair.published), reproduced(column, pair, table.seeds)
@@ -98,9 +107,9 @@ def html_row(table: PaperTable, labels: Mapping[str, str], pairs: Sequence[Pair]
             f"<b>{html.escape(text)}</b>" if mark else html.escape(text)
             for text, mark in zip(texts, pair.bold, strict=True)
         )
-        told = pair.reason
+        told = pair.reason or f"from {', '.join(pair.sources)}"
         if pair.lead is not None:
-            told = f"ahead of the next best by {pair.lead.value:.3g} {pair.lead.spread}"
+            told = f"ahead of the next best by {pair.lead.value:.3g} {pair.lead.spread}; {told}"
         title = f' title="{html.escape(told)}"' if told else ""
         cells += (
             f'<td class="paper">{paper}</td><td class="ours"{title}>{ours}{"<sup>*</sup>" if pair.star else ""}</td>'

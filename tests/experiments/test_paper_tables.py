@@ -101,6 +101,7 @@ def test_places_have_no_star(tmp_path: Path) -> None:
     table = table_of(results_of(tmp_path, experiment, values_of(1, 2, 9, 1, 2, 9)), "x")
     rank = table.rows[2][1][1]
     assert (rank.mean, rank.bold, rank.star) == (1.0, (False, True), False)
+    assert rank.sources == table.rows[2][1][0].sources != ()
 
 
 def test_what_is_missing_is_a_dash_with_its_reason(tmp_path: Path) -> None:
@@ -233,6 +234,7 @@ def test_csv_has_every_cell_at_full_precision(tmp_path: Path) -> None:
     assert (best["best_published"], best["best_reproduced"]) == ("1", "1")
     assert float(best["lead_low"]) > 0
     assert rows[4]["published"] == ""
+    assert [(tmp_path / name).is_file() for name in best["sources"].split()] == [True]
 
 
 TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "sup", "ul", "li", "details", "summary"}
