@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from src.errors import UserError
-from src.evaluation.records import Record, differing, items_of, newest, read_record
+from src.evaluation.items import read_items
+from src.evaluation.records import Record, differing, newest, read_record
 from src.evaluation.statistics import Metric
 from src.experiments.compare import Sample
 from src.experiments.experiment import Column, Curve, MeanOf, MeanRankOf, Measured, RankOf
@@ -44,8 +45,8 @@ class RecordIndex:
     def refresh(self) -> None:
         """Read the files that are new."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
-        for name in sorted(names):
-            if name.endswith(".json") and not name.startswith(".") and name not in {*self._seen, *self.damaged}:
+        for name in sorted(set(names) - self._seen.keys() - self.damaged.keys()):
+            if name.endswith(".json") and not name.startswith("."):
                 try:
                     record = read_record(self.folder / name)
                 except UserError as error:
@@ -178,16 +179,17 @@ class Results:
 
 
 @lru_cache(maxsize=1024)
-def items_at(file: Path, items_hash: str) -> Mapping[str, Mapping[str, float]]:
-    """The items of the record in ``file``; ``items_hash`` tells a file that was replaced."""
-    return items_of(read_record(file))
+def items_at(path: Path, items_hash: str) -> Mapping[str, Mapping[str, float]]:
+    """The items in a file, read once; ``items_hash``: of their content."""
+    return read_items(path, items_hash)
 
 
 def scaled_items(record: Record, metric: str, factor: float) -> dict[str, float]:
     """The items of a metric in the table's unit; {} where the record has none."""
     if record.file is None or metric not in record.items.get("metrics", ()):
         return {}
-    return {item: factor * value for item, value in items_at(record.file, record.items["hash"])[metric].items()}
+    found = items_at(record.file.parent / record.items["path"], record.items["hash"])[metric]
+    return {item: factor * value for item, value in found.items()}
 
 
 def part_of(metric: Metric, part: str) -> float | None:
