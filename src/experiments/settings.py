@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -16,6 +17,9 @@ from src.errors import UserError
 from src.experiments.experiment import Experiment
 from src.experiments.files import EXPERIMENTS, Node, read_node
 from src.experiments.published import PublishedTable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,18 @@ def wanted_key(keys: Node, name: str) -> Key:
 
 def value_of(recipe: str, key: str) -> Any:
     """What a run with that recipe has at ``key``."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
+    return OmegaConf.select(config_of(recipe), key, throw_on_missing=True)
+
+
+@cache
+def config_of(recipe: str) -> DictConfig:
+    """The configuration of a run with that recipe; raises ``UserError`` when there is none of that name."""
     if not (CONF / "recipe" / f"{recipe}.yaml").is_file():
         raise UserError(f"recipe={recipe} does not exist; see conf/recipe")
     method, model = recipe.split("__")[:2]
-    config = compose_train([f"method={method}", f"model={model}", f"recipe={recipe}"])
-    assert isinstance(config, DictConfig)
-    return OmegaConf.select(config, key, throw_on_missing=True)
+    return cast("DictConfig", compose_train([f"method={method}", f"model={model}", f"recipe={recipe}"]))
 
 
 def source_of(path: Path, key: str) -> str:
