@@ -111,7 +111,8 @@ def finish(
 ) -> Path:
     """Write the record of ``scores`` below ``config.records_root``, show them, and return the record's path.
 
-    ``sources``: name -> ``{"path", "hash"}`` of generations, judgments and reference files.
+    ``sources``: name -> ``{"path", "hash"}`` of generations, judgments and reference files. ``command``: by default
+    that of the benchmark's entry point with the arguments of this process.
     """
     from src.config import evaluation_hash
     from src.environment import environment
@@ -123,7 +124,7 @@ def finish(
         metrics={name: clean(metric) for name, metric in scores.metrics.items()},
         settings=dict(settings),
         environment=environment(),
-        command=command or shlex.join(["python", *sys.argv]),
+        command=command or shlex.join(["python", "-m", f"src.evaluation.{benchmark}", *sys.argv[1:]]),
         judge=judge,
         counts=dict(scores.counts),
         notes=scores.notes,
