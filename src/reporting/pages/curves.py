@@ -118,6 +118,9 @@ TITLES = {
 }
 
 
+AXES = {"rewards/margins": "margin", "weight/mean": "weight", "weight/gradient": "push", "target/mean": "target margin"}
+
+
 def distribution_charts(run: Run, records: Iterable[Record]) -> list[Chart]:
     """Histograms over pairs: of the last validation, kept by training, and of ranked pairs, kept by evaluation."""
     charts = []
@@ -139,7 +142,7 @@ def kept_chart(title: str, metric: str, kept: Mapping[str, Any]) -> Chart:
     if len(edges) < 2:
         value = f"All {sum(map(sum, counts.values()))} pairs have {edges[0]:.4g}." if edges else "No finite value."
         return Chart(title, Markup(f'<p class="lead">{html.escape(value)}</p>'))
-    return histogram_of(Histogram(edges, counts), title, metric.rpartition("/")[2].rstrip("s"))
+    return histogram_of(Histogram(edges, counts), title, AXES.get(metric, metric))
 
 
 def histogram_of(found: Histogram, title: str, axis: str) -> Chart:
