@@ -97,6 +97,7 @@ def test_groups_have_their_options() -> None:
         "listwise",
         "reproduce",
         "dashboard",
+        "curvature",
     }
 
 
