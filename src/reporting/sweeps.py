@@ -95,7 +95,8 @@ class Verdict:
         if self.second is None:
             return f"{best}; no other setting to compare it with."
         ahead = abs(self.best.mean - self.second.mean)
-        lead = f"{best}, {ahead:.4g} {'above' if self.metric.higher_is_better else 'below'} {self.second.text}"
+        side = "above" if self.metric.higher_is_better else "below"
+        lead = f"{best}, {f'{ahead:.4g} {side}' if ahead else 'level with'} {self.second.text}"
         if self.noise is None or self.margin is None:
             said = f"{lead}. One seed a setting: how much of that is seed noise is unknown; repeat with seed=0,1,2."
         elif self.tied:
@@ -262,9 +263,15 @@ def labels_of(trials: Sequence[Trial], keys: Sequence[str]) -> list[str]:
     labels = []
     for trial, own in zip(trials, swept, strict=True):
         rivals = [other for other, values in zip(trials, swept, strict=True) if values == own]
-        differs = sorted(varying(rivals))
+        differs = sorted(varying(rivals)) or sorted(of_some(rivals))
         labels.append(", ".join(f"{key}={shown(trial.settings.get(key))}" for key in differs))
     return labels
+
+
+def of_some(trials: Sequence[Trial]) -> set[str]:
+    """Keys that some of the runs have, and others have not."""
+    known = [set(trial.settings) for trial in trials]
+    return set.union(*known) - set.intersection(*known)
 
 
 def verdict_of(metric: Metric, settings: Sequence[Setting], keys: Sequence[str]) -> Verdict:

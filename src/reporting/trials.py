@@ -141,10 +141,10 @@ def way_of(record: Record) -> str:
 
 
 def plain(constants: Mapping[str, Any], seed: int) -> dict[str, Value]:
-    """Constants whose values can be compared: numbers as such, lists as text, and without repetitions of the seed."""
+    """Constants whose values can be compared: numbers as such, lists as text, and without the run's seed."""
     found: dict[str, Value] = {}
     for key, value in constants.items():
-        if key.rsplit(".", 1)[-1] == "seed" and value == seed:
+        if key == "seed" and value == seed:  # a method's, which follows the run's
             continue
         if is_number(value):
             found[key] = float(value)

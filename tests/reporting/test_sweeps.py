@@ -37,7 +37,7 @@ def make_run(root: Path, seed: int, accuracy: float, *, state: str = "finished",
         "method": method,
         "training": {"learning_rate": rate},
         "model": {"name": "tiny"},
-        "dataset": {"name": "toy"},
+        "dataset": {"name": "toy", "source": {"seed": 0}},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     (directory / "status.json").write_text(json.dumps({"state": state, "best_step": 20, "config_hash": name}))
