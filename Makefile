@@ -25,7 +25,7 @@ export PIP_BUILD_CONSTRAINT := $(PINS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-evaluation setup-test demo report dashboard test lint types unit format calibrate lock clean clean-venv FORCE
+.PHONY: help setup setup-evaluation setup-test demo report readme-table dashboard test lint types unit format calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ $(STAMPS)/test: $(STAMPS)/evaluation requirements/test.txt requirements/wandb.tx
 
 demo: setup ## SFT, then DPO, SimPO and AMaPO on the toy world, ranked, with a report (a few CPU minutes)
 	@$(PYTHON) -m src.demo
+
+readme-table: setup ## A rendered table and its claims into README.md (PAPER, SCALE)
+	@$(PYTHON) -m src.reporting.readme results/tables/$(PAPER)_table2_$(SCALE).md
 
 report: setup ## Tables, figures and one HTML page from the runs and records at hand
 	@$(PYTHON) -m src.report

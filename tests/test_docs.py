@@ -15,6 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from src.cli import register_schemas
 from src.config import CONF, SCHEMAS
+from src.errors import UserError
+from src.reporting.readme import text_of, with_table
 from src.reproduce import translated
 from tests.entry import PROGRAMS, assert_says, refused
 from tests.test_house import ROOT, is_entry_point
@@ -204,3 +206,17 @@ def test_the_check_sees_broken_links(text: str, wrong: int, tmp_path: Path, monk
     (tmp_path / "README.md").write_text("# Two words, and `code`\n")
     (tmp_path / "page.md").write_text(text)
     assert len(list(broken(tmp_path / "page.md"))) == wrong
+
+
+def test_a_rendered_table_and_its_claims_go_into_their_place(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("## A\n\n| 1 |\n")
+    (tmp_path / "a_claims.md").write_text("## Claims\n")
+    text = with_table(
+        "before\n<!-- reproduced table -->\nold\n<!-- end of reproduced table -->\n", text_of(tmp_path / "a.md")
+    )
+    assert "old" not in text
+    assert "### A\n\n| 1 |" in text
+    assert text.index("| 1 |") < text.index("<details>") < text.index("### Claims")
+    with pytest.raises(UserError, match="no such file"):
+        text_of(tmp_path / "b.md")
+    assert with_table((ROOT / "README.md").read_text(), "x")
