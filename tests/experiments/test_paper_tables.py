@@ -224,6 +224,15 @@ def test_latex_has_as_many_cells_in_every_row_and_no_bare_characters(tmp_path: P
             assert len({len(re.findall(r"(?<!\\)&", line)) for line in own}) == 1
 
 
+def test_labels_are_escaped(tmp_path: Path) -> None:
+    rows = [("a|b", "x*_y"), ("a|b", "<i>&")]
+    table = table_of(results_of(tmp_path, experiment_of(rows), {rows[0]: {0: [1.0, 2.0]}}), "x")
+    texts = table_texts(table)
+    assert r"| a\|b | x\*\_y |" in texts["md"]
+    assert r"a\textbar{}b & x*\_y &" in texts["tex"]
+    assert '<th scope="row">&lt;i&gt;&amp;</th>' in texts["html"]
+
+
 def test_csv_has_every_cell_at_full_precision(tmp_path: Path) -> None:
     results = made(tmp_path, 1, 2, 9, 1, 2, 9)
     rows = list(csv.DictReader(io.StringIO(table_texts(table_of(results, "x"))["csv"])))
