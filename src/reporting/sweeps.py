@@ -270,8 +270,8 @@ def labels_of(trials: Sequence[Trial], keys: Sequence[str]) -> list[str]:
 
 def of_some(trials: Sequence[Trial]) -> set[str]:
     """Keys that some of the runs have, and others have not."""
-    known = [set(trial.settings) for trial in trials]
-    return set.union(*known) - set.intersection(*known)
+    counts = Counter(key for trial in trials for key in trial.settings)
+    return {key for key, count in counts.items() if count < len(trials)}
 
 
 def verdict_of(metric: Metric, settings: Sequence[Setting], keys: Sequence[str]) -> Verdict:
