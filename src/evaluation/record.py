@@ -226,7 +226,8 @@ def describe_noise(node: Any) -> str:
 def run_constants(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting that may change the result, flat and dotted; the method's and training's without the section.
 
-    A part's option that only repeats a constant of its method (``beta: ${method.beta}``) is left out.
+    A part's option that only repeats a constant of its method (``beta: ${method.beta}``) is left out, and so are the
+    seeds of the method and of the SFT base, which go with the run's own.
     """
     method = config.get("method")
     own = method if isinstance(method, Mapping) else {}
@@ -239,7 +240,8 @@ def run_constants(config: Mapping[str, Any]) -> dict[str, Any]:
         section, _, rest = key.partition(".")
         leaf = key.rsplit(".", 1)[-1]
         repeats = section == "method" and "." in rest and leaf in own and own[leaf] == value
-        if rest != "name" and leaf != "micro_batch_size" and not repeats:
+        draws = (section, leaf) in (("method", "seed"), ("model", "sft_seed"))
+        if rest != "name" and leaf != "micro_batch_size" and not repeats and not draws:
             constants[rest if section in ("method", "training") else key] = value
     return constants
 
