@@ -39,7 +39,7 @@ def pins() -> dict[str, list[Requirement]]:
 
 def targets() -> dict[str, str]:
     """Targets of the Makefile that help describes."""
-    return dict(re.findall(r"^([a-z-]+):.*## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return dict(re.findall(r"^([a-z-]+)%?:.*## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def section(document: str, heading: str) -> str:

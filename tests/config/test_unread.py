@@ -23,6 +23,9 @@ ELSEWHERE = {
     ): "one of the files that src/evaluation/alpaca/reference.py reads by their names",
     ("alpaca_eval", "gamed_annotations"): "likewise",
     ("alpaca_eval", "instruction_difficulty"): "likewise",
+    ("reproduce", "launcher"): "src/reproduce.py builds it",
+    ("reproduce", "workers"): "conf/launcher/local.yaml refers to it",
+    ("reproduce", "threads"): "likewise",
 }
 """Fields that are read in another way than as an attribute."""
 
