@@ -12,6 +12,8 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from src.cli import register_schemas
 from src.config import CONF, SCHEMAS
@@ -139,33 +141,43 @@ def first_of(override: str) -> str:
     return override if values.startswith("[") else f"{key}={values.split(',')[0]}"
 
 
-def distinct() -> list[tuple[str, tuple[str, ...]]]:
-    """(configuration, overrides) of the commands that compose, each set of keys once. README's commands are run by a
-    test of their own, and those of the page on messages are mistakes."""
-    found: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+def distinct() -> dict[tuple[str, tuple[str, ...]], set[str]]:
+    """(configuration, choices of groups) -> keys, of the commands that compose. README's commands are run by a test of
+    their own, and those of the page on messages are mistakes."""
+    found: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for page, module, rest in commands():
         overrides = overrides_of(module, rest)
         if page in ("README.md", "troubleshooting.md") or overrides is None or "--" in rest:
             continue
         if config_of(module) in SCHEMAS and not any(example in rest for example in EXAMPLES):
-            keys = sorted(text if text.partition("=")[0] in GROUPS else text.partition("=")[0] for text in overrides)
-            found[config_of(module), *keys] = config_of(module), tuple(overrides)
-    return sorted(found.values())
+            groups = tuple(sorted(text for text in overrides if re.split("[@=.]", text.lstrip("+"))[0] in GROUPS))
+            chosen = tuple(text for text in groups if "." not in text.partition("=")[0])
+            keys = {text.partition("=")[0] for text in overrides if text not in chosen and not text.startswith("+")}
+            found.setdefault((config_of(module), chosen), set()).update(keys)
+    return found
 
 
 def test_commands_compose() -> None:
     found = distinct()
-    assert len(found) > 30
+    assert sum(map(len, found.values())) > 60
     register_schemas()
     GlobalHydra.instance().clear()
     wrong = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for name, overrides in found:
+        for (name, groups), keys in found.items():
             try:
-                hydra.compose(name, overrides=list(overrides))
-            except Exception as error:
-                wrong.append(f"{name} {' '.join(overrides)}: {str(error).splitlines()[0]}")
+                config = hydra.compose(name, overrides=list(groups))
+                wrong += [f"{name} {' '.join(groups)}: {key}" for key in keys if not has(config, key)]
+            except HydraException as error:
+                wrong.append(f"{name} {' '.join(groups)}: {str(error).splitlines()[0]}")
     assert wrong == []
+
+
+def has(config: DictConfig, key: str) -> bool:
+    """Whether a configuration has a key, be it null or missing."""
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and leaf in OmegaConf.to_container(node, resolve=False)
 
 
 def quoted() -> list[tuple[str, list[str]]]:
@@ -180,7 +192,7 @@ def quoted() -> list[tuple[str, list[str]]]:
 
 def test_messages_are_as_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROGRAMS, "src.reproduce", "reproduce")
-    assert len(quoted()) >= 10
+    assert len(quoted()) >= 8
     for command, fragments in quoted():
         module, *arguments = translated(shlex.split(command))
         assert fragments
