@@ -17,7 +17,6 @@ PAPER ?= amapo
 SCALE ?= laptop
 SEEDS ?= 1
 MORE ?=
-TYPED := src/errors.py src/objective src/data src/model src/generation src/annotation src/training src/engine src/catalogue src/methods.py src/generate.py src/annotate.py src/experiments src/reproduce.py
 
 # Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
 export PIP_CONSTRAINT := $(PINS)
@@ -111,7 +110,7 @@ lint: setup-test ## Style and format (ruff)
 	@$(PYTHON) -m ruff format --check .
 
 types: setup-test ## Types (mypy, strict)
-	@$(PYTHON) -m mypy $(TYPED)
+	@$(PYTHON) -m mypy src benchmarks
 
 unit: setup-test ## Tests alone (TESTS="path -k name" narrows them)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --durations=15 $(TESTS)
