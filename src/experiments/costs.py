@@ -20,7 +20,8 @@ def costs(jobs: Sequence[Job]) -> list[str]:
         if not job.is_training:
             own = [argument for argument in job.arguments if not argument.startswith("checkpoint=")]
             kinds.setdefault((job.kind, *own), []).append(job)
-    lines, total = [], 0.0
+    lines: list[str] = []
+    known: list[float] = []
     for (kind, *arguments), same in kinds.items():
         config = cast(Any, composed(kind, arguments))
         judge = build(config.judge, "judge") if "judge" in config else None
@@ -32,8 +33,8 @@ def costs(jobs: Sequence[Job]) -> list[str]:
             lines.append(f"  {kind}: {len(same)} times {judge.model} at a cost that cannot be said: {error}")
             continue
         lines.append(f"  {kind}: {len(same)} times {estimate.lines(judge)[0].removeprefix('judge: ')}")
-        total += len(same) * (estimate.usd or 0.0)
-    return [*lines, f"  about {total:.2f} USD in all, as far as prices are known"] if lines else []
+        known += [] if estimate.usd is None else [len(same) * estimate.usd]
+    return [*lines, f"  about {sum(known):.2f} USD in all, as far as prices are known"] if known else lines
 
 
 def estimate_of(kind: str, config: Any, judge: Any) -> Estimate:

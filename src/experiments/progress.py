@@ -77,7 +77,7 @@ class Progress:
             lines.append(f"  {kind:14s} {sum(counts.values()):4d} jobs: {spoken}; about {seconds[kind]:.0f} s each")
         if set(states.values()) <= {"done"}:
             return [*lines, "  nothing is missing"]
-        return [*lines, f"  about {self.left(states):.0f} minutes with {self.workers} at a time"]
+        return [*lines, f"  about {spoken_minutes(self.left(states))} with {self.workers} at a time"]
 
     def missing(self) -> list[str]:
         """The commands that are still to be run, in an order in which they can be."""
@@ -114,6 +114,13 @@ class Progress:
                 lines.append(f"  failed: {job.command}")
                 lines += [f"      {line}" for line in self.launcher.tail(job, 5)]
         return lines
+
+
+def spoken_minutes(minutes: float) -> str:
+    """A duration in minutes, hours or days, whichever says most."""
+    if minutes < 120:
+        return f"{minutes:.0f} minutes"
+    return f"{minutes / 60:.0f} hours" if minutes < 2880 else f"{minutes / 1440:.0f} days"
 
 
 def heading(plan: Plan) -> str:
