@@ -37,6 +37,14 @@ def stored_rows(name: str, key: str) -> Iterator[tuple[str, int, Mapping[str, An
         yield str(path), line, record
 
 
+def refuse_second_judge(judges: dict[str | None, None], judge: str | None) -> None:
+    """Add ``judge`` to those seen so far; raises ``UserError`` for a second one, whose scores cannot be compared."""
+    judges.setdefault(judge)
+    if len(judges) > 1:
+        names = " and ".join("nobody named" if name is None else name for name in judges)
+        raise UserError(f"judged by {names}, whose scores cannot be compared; score each judge's apart")
+
+
 def begins_a_list(path: Path) -> bool:
     """Whether the first character that is no space is a bracket."""
     with open_content(path) as content:

@@ -18,9 +18,10 @@ from src.benchmark_schema import MTBenchConfig
 from src.data.toy.benchmarks import as_prompt
 from src.data.toy.scorer import score_response
 from src.errors import UserError
+from src.evaluation.fetch import fetched
 from src.evaluation.judges.base import Judged, Opinion
 from src.evaluation.mtbench.benchmark import MTBench, mt_bench, spoken, toy
-from src.evaluation.mtbench.files import Question, fetched, read_answers, read_questions, read_references
+from src.evaluation.mtbench.files import Question, read_answers, read_questions, read_references
 from src.evaluation.mtbench.prompts import OWN, read_prompts
 from src.evaluation.mtbench.ratings import parse_rating
 from src.generation.client import Completion

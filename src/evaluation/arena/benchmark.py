@@ -22,8 +22,8 @@ from src.evaluation.arena.scores import score
 from src.evaluation.arena.stored import Judgment, Judgments, duels_of_judgments, same_baseline
 from src.evaluation.arena.verdicts import RULES, Rules
 from src.evaluation.benchmark import Item, Outputs, Scores
+from src.evaluation.fetch import fetched
 from src.evaluation.judges.base import Judged, JudgeRequest, Opinion
-from src.evaluation.mtbench.files import fetched
 from src.evaluation.outputs import completed
 from src.generation.client import Completion
 

@@ -23,7 +23,7 @@ from src.evaluation.arena.files import question_id, read_answers, read_questions
 from src.evaluation.arena.scores import Duel, ModelDuels, score
 from src.evaluation.arena.verdicts import ABSENT, CONTRADICTORY, NO_LABEL, RULES, STRONG, UNKNOWN, Rules, Verdict
 from src.evaluation.finish import ModelScores
-from src.evaluation.stored import files_given, stored_rows
+from src.evaluation.stored import files_given, refuse_second_judge, stored_rows
 
 if TYPE_CHECKING:
     from src.benchmark_schema import ArenaHardConfig
@@ -128,10 +128,7 @@ def read_judgments(files: Sequence[str], rules: Rules, baseline: str) -> list[Ju
                 if (other := optional_text(record, "baseline")) not in (None, baseline):
                     raise UserError(f"judged against {other}, not {baseline}; write baseline={other}")
                 model, judge = text_field(record, "model"), optional_text(record, "judge")
-                judges.setdefault(judge)
-                if len(judges) > 1:
-                    names = " and ".join("nobody named" if name is None else name for name in judges)
-                    raise UserError(f"judged by {names}, whose scores cannot be compared; score each judge's apart")
+                refuse_second_judge(judges, judge)
                 judgment = judgment_of(record, rules)
             found.setdefault(model, Judgments(model, judge)).rows.append(judgment)
     return list(found.values())

@@ -6,9 +6,7 @@ this repository: it is read from a file, or fetched once from the revision named
 
 from __future__ import annotations
 
-import hashlib
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any, TypeVar
 from src.data.pairs import optional_text, require, text_field
 from src.data.sources.files import existing, located
 from src.errors import UserError
+from src.evaluation.fetch import fetched
 from src.evaluation.mtbench.ratings import Judgment
-from src.evaluation.stored import files_given, stem_of, stored_rows
+from src.evaluation.stored import files_given, refuse_second_judge, stem_of, stored_rows
 
 FASTCHAT = (
     "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/"
@@ -40,7 +39,6 @@ REFERENCES = {
 }
 """Address and SHA-256 of the content: FastChat's own, and those that the SimPO paper judged with."""
 
-FETCH_SECONDS = 20.0
 TURN = ":turn-"
 """Between question and turn in the ids of our own judgments."""
 
@@ -171,10 +169,7 @@ def read_judgments(given: Any, layout: Layout) -> list[ModelJudgments]:
             with located(Path(file), line):
                 row = as_fastchat(record, stem_of(name))
                 model, judge = text_field(row, "model"), judge_of(row)
-                judges.setdefault(judge)
-                if len(judges) > 1:
-                    names = " and ".join("nobody named" if one is None else one for one in judges)
-                    raise UserError(f"judged by {names}, whose scores cannot be compared; score each judge's apart")
+                refuse_second_judge(judges, judge)
                 judgment = judgment_of(row, layout)
             found.setdefault(model, ModelJudgments(model, judge)).judgments.append(judgment)
     return list(found.values())
@@ -216,30 +211,6 @@ def judgment_of(record: Mapping[str, Any], layout: Layout) -> Judgment:
     if text is None and "score" not in record:
         raise UserError("neither 'judgment' (the judge's text) nor 'score' is there, so there is nothing to count")
     return Judgment(question, turn, text, math.nan if stored is None and text is None else stored)
-
-
-def fetched(source: tuple[str, str], folder: Path, key: str) -> Path:
-    """The file at an address, kept in ``folder`` under its hash; raises ``UserError`` where it cannot be had."""
-    import httpx
-
-    from src.generation.shards import write_durably
-
-    address, wanted = source
-    path = folder / f"{wanted[:16]}.jsonl"
-    if path.exists():
-        return path
-    remedy = f"give a copy of it in {key}=FILE"
-    print(f"fetching {address}", file=sys.stderr, flush=True)
-    try:
-        answer = httpx.get(address, timeout=FETCH_SECONDS, follow_redirects=True).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = str(error).split("\n")[0] or type(error).__name__
-        raise UserError(f"{address} cannot be fetched ({why}); {remedy}") from error
-    if hashlib.sha256(answer.content).hexdigest() != wanted:
-        raise UserError(f"{address} is not the file it was (another hash than {wanted[:16]}); {remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(path, answer.content)
-    return path
 
 
 def named(value: str, sources: Mapping[str, tuple[str, str]], folder: Path, key: str) -> Path:
