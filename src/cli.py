@@ -40,7 +40,7 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must raise instead of printing, so that we can translate
     register_schemas()
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(config_name))
+        print_as_far_as_read(help_text(config_name))
         sys.exit(0)
     codes: list[int] = []
 
@@ -72,6 +72,14 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         codes.append(130)
     sys.exit(max(codes, default=0))
+
+
+def print_as_far_as_read(text: str) -> None:
+    """Print to a reader who may stop early (``--help | head``)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(error: Exception, config_name: str, with_traceback: bool) -> int:

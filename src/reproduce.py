@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.benchmark_schema import ReproduceConfig
 from src.cli import entry_point
@@ -33,7 +33,7 @@ FLAGS = {
 
 def main(config: DictConfig) -> int:
     if problems := problems_of(config, ReproduceConfig):
-        raise Problems(problems)
+        raise Problems([with_choices(problem, config) for problem in problems])
     checked = cast(ReproduceConfig, config)
     if (checked.cell is not None) != (checked.action == "trace"):
         raise UserError("a cell is traced by --trace LABEL/LABEL/COLUMN, such as --trace Llama3-8B-Base/AMaPO/ae2_lc")
@@ -75,6 +75,19 @@ def compared(config: ReproduceConfig, experiment: Experiment) -> int:
     print(text)
     print("\n".join(map(str, paths)), file=sys.stderr)
     return 0
+
+
+def with_choices(problem: str, config: DictConfig) -> str:
+    """What is wrong with the configuration, with the papers or tables there are where one is missing."""
+    from src.experiments.experiment import tables_of
+    from src.experiments.published import papers
+
+    if problem.startswith("paper has no value"):
+        return f"{problem} (one of {', '.join(papers())})"
+    paper = OmegaConf.select(config, "paper", throw_on_missing=False)
+    if problem.startswith("table has no value") and paper in papers():
+        return f"{problem} (one of {', '.join(tables_of(paper))})"
+    return problem
 
 
 def opened(config: ReproduceConfig) -> tuple[Results, Progress]:

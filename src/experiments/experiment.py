@@ -160,8 +160,12 @@ def find(paper: str, table: str) -> Path:
     for name in (f"table{table}", table, f"table{table.upper()}"):
         if name in names:
             return names[name]
-    short = [name.removeprefix("table") for name in names]
-    raise UserError(f"table={table} is none of {paper}'s{did_you_mean(table, short)}")
+    raise UserError(f"table={table} is none of {paper}'s{did_you_mean(table, tables_of(paper))}")
+
+
+def tables_of(paper: str) -> list[str]:
+    """The tables and figures of a paper as ``find`` takes them: numbers and letters, ``figure1``."""
+    return [path.stem.removeprefix("table") for path in all_paths() if path.parent.name == paper]
 
 
 def load(path: Path) -> Experiment:
