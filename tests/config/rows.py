@@ -85,6 +85,9 @@ OWN = {
 }
 """Rows that a paper runs with other values than <method>__<model> has: recipe=<method>__<model>__<paper>."""
 
+ONE_GPU = {"sft__llama3_2_1b", "sft__pythia_410m", "sft__qwen2_5_0_5b"}
+"""Recipes of small raw models that stand for the papers' on one GPU (experiments/scale/gpu.yaml)."""
+
 UNPRINTED = {
     *(f"sft__{model}" for model in (LLAMA3_BASE, MISTRAL_BASE, "pythia_2_8b")),
     "simpo__pythia_2_8b",

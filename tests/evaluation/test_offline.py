@@ -110,7 +110,7 @@ def test_a_whole_evaluation_stays_on_this_machine(benchmark: str, tmp_path: Path
 def test_every_entry_point_is_walked() -> None:
     folder = Path(__file__).resolve().parents[2] / "src" / "evaluation"
     programs = {path.stem for path in folder.glob("*.py") if 'entry_point("' in path.read_text()}
-    assert programs == set(STORED)
+    assert programs - {"curvature"} == set(STORED)  # which scores no stored file
 
 
 def test_the_guard_sees_who_goes_out(no_network: list[str]) -> None:

@@ -82,9 +82,10 @@ def test_overrides_are_those_of_the_snapshot(name: str, scale: str) -> None:
 
 
 def test_sampled_cells_compose_to_the_configurations_of_the_snapshot(tmp_path: Path) -> None:
-    """One cell of every table and scale, chosen by a hash; python -m tests.experiments.snapshot --check takes all."""
+    """One cell of every table at one scale, by turns; python -m tests.experiments.snapshot --check takes all."""
     differing, seen = [], set()
-    for name, scale in CASES:
+    turns = len(scales())
+    for name, scale in (case for index, case in enumerate(CASES) if index % turns == index // turns % turns):
         experiment, at = EXPERIMENTS[name], read_scale(scale)
         if (cell := snapshot.sampled(experiment, at)) is None:
             assert "sample" not in KEPT[name][scale]
@@ -99,7 +100,7 @@ def test_sampled_cells_compose_to_the_configurations_of_the_snapshot(tmp_path: P
         plan = plan_of(one, at, (0,), Places(cache_root=str(tmp_path)))
         if snapshot.identity(plan, plan.measurements[0]) != KEPT[name][scale]["sample"]:
             differing.append(f"{name} at scale {scale}: {labels}, {column_name}")
-    assert len(seen) > 60
+    assert len(seen) > 25
     assert differing == [], REGENERATE
 
 

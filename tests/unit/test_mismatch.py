@@ -280,7 +280,7 @@ def test_prompt_tokens_are_counted_over_the_window(folder: Path) -> None:
 def test_rewards_of_tokens_rank_too(tmp_path: Path) -> None:
     config = configured(tmp_path, "method=alphapo_token", f"run_dir={tmp_path / 'run'}")
     assert runs.train(config) == 0
-    record = rank(
+    record, *_ = rank(
         RankingConfig(
             checkpoint=str(tmp_path / "run"),
             split="validation",
