@@ -93,13 +93,17 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Run directories among the given folders and directly or deeper inside them, each once, in order of path."""
+    """Run directories among the given folders and directly or deeper inside them, each once, in order of path.
+
+    Hidden folders hold what launchers note of jobs, no runs.
+    """
     found: set[Path] = set()
     for path in paths:
         if _is_run(path):
             found.add(path)
         elif path.is_dir():
-            found.update(file.parent for name in FILES for file in path.rglob(name) if "checkpoints" not in file.parts)
+            files = [file for name in FILES for file in path.rglob(name) if "checkpoints" not in file.parts]
+            found.update(file.parent for file in files if not _is_hidden(file.relative_to(path)))
     return sorted(found)
 
 
@@ -116,6 +120,10 @@ def recorded_runs(records: Iterable[Record], known: Iterable[Run]) -> list[Run]:
         status = {"state": "recorded", "step": told.step, "config_hash": told.config_hash}
         found[told.config_hash] = Run(Path(told.directory or told.model), config, status=status)
     return list(found.values())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_run(path: Path) -> bool:

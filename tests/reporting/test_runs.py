@@ -21,6 +21,8 @@ def test_find_runs_at_any_depth(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "runs"), make_run(tmp_path / "runs" / "deeper", "dpo")
     (first / "checkpoints" / "step-1" / "model").mkdir(parents=True)
     (first / "checkpoints" / "step-1" / "config.yaml").write_text("")
+    (tmp_path / "runs" / ".jobs" / "train-1").mkdir(parents=True)
+    (tmp_path / "runs" / ".jobs" / "train-1" / "status.json").write_text("{}")
     assert find_runs([tmp_path / "runs", first]) == sorted([first, second])
     assert find_runs([tmp_path / "nowhere"]) == []
 
