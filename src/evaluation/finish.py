@@ -29,6 +29,11 @@ class ModelScores:
     scores: Scores
 
 
+def say(text: str) -> None:
+    """One line on standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def show(models: Sequence[ModelScores], benchmark: str, output: str) -> None:
     """Print scores on standard output: ``output`` text for people, json for programs (one object per model)."""
     for one in models:

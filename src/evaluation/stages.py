@@ -17,7 +17,7 @@ from src.evaluation.answers import Answering, Answers, Described, closing
 from src.evaluation.benchmark import Benchmark, Item, Outputs
 from src.evaluation.decoding import AnswerDecoding, decoding_for
 from src.evaluation.estimate import Estimate, estimate_judging, guessed_outputs
-from src.evaluation.finish import finish
+from src.evaluation.finish import finish, say
 from src.evaluation.judges.base import Judge, Judged, JudgeSettings
 from src.evaluation.judging import identity_of, judge_all, judge_info, stored_judgments
 from src.evaluation.outputs import completed
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from src.benchmark_schema import JudgedConfig
 
 ReadOutputs = Callable[[Path], tuple[str, Outputs]]
-
-
-def say(text: str) -> None:
-    """One line on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from src.errors import UserError
 from src.evaluation.records import Record
 from src.evaluation.statistics import METRICS
+from src.reporting.escapes import escape_markdown
 
 HIGHER_IS_BETTER = ("accuracy/", "spearman/")  # lengths have no better end: nothing in bold
 TITLES = {
@@ -274,29 +275,26 @@ def to_markdown(tables: Sequence[Table]) -> str:
     """All tables in Markdown, each under a heading, with its notes; the legend once, at the end."""
     blocks = []
     for table in tables:
-        lines = [f"### {_escape(table.benchmark)}: {_escape(table.title)}", ""]
+        lines = [f"### {escape_markdown(table.benchmark)}: {escape_markdown(table.title)}", ""]
         heads = ["Method", "Seeds", *(title(metric) for metric in table.metrics)]
-        lines += ["| " + " | ".join(_escape(head) for head in heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        lines += [
+            "| " + " | ".join(escape_markdown(head) for head in heads) + " |",
+            "|---|" + "---:|" * (len(heads) - 1),
+        ]
         for row in table.rows:
-            texts = [_escape(row.label), str(len(row.seeds))]
+            texts = [escape_markdown(row.label), str(len(row.seeds))]
             for metric in table.metrics:
                 cell = row.cells.get(metric)
                 text = cell_text(metric, cell)
                 texts.append(f"**{text}**" if cell is not None and cell.best else text)
             lines.append("| " + " | ".join(texts) + " |")
-        lines += ["", *(f"* {_escape(note)}" for note in table.notes)]
+        lines += ["", *(f"* {escape_markdown(note)}" for note in table.notes)]
         if table.judge:
-            lines.append(f"* Judge: {_escape(table.judge)}")
+            lines.append(f"* Judge: {escape_markdown(table.judge)}")
         if table.settings:
-            lines.append(f"* Settings: {_escape(table.settings_line)}")
+            lines.append(f"* Settings: {escape_markdown(table.settings_line)}")
         blocks.append("\n".join(lines).rstrip())
     return "\n\n".join([*blocks, LEGEND]) + "\n"
-
-
-def _escape(text: str) -> str:
-    for character in "\\|*_`<[":
-        text = text.replace(character, "\\" + character)
-    return text.replace("\n", " ")
 
 
 CSV_FIELDS = (

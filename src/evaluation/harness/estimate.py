@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.evaluation.finish import say
 from src.evaluation.harness.load import Unit
-from src.evaluation.harness.package import say
 from src.evaluation.harness.run import Place, Settings, finished_result
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from src.data.pairs import Message, Prompt
 from src.data.templates import TemplateRefusal
 from src.errors import UserError
-from src.evaluation.harness.package import say
+from src.evaluation.finish import say
 from src.generation.policy import Policy
 from src.generation.transformers_backend import halve
 from src.model.adapter import saved_settings

@@ -47,8 +47,3 @@ def guest(cache_root: str) -> Iterator[None]:
             yield
     finally:
         config.HF_DATASETS_CACHE = before
-
-
-def say(text: str) -> None:
-    """One line of progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.evaluation.harness.package import say
+from src.evaluation.finish import say
 from src.evaluation.harness.samples import Log, Row, is_choice
 
 

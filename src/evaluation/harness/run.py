@@ -15,8 +15,9 @@ from unittest import mock
 from src.benchmark_schema import LmHarnessConfig
 from src.data.cache import json_hash
 from src.errors import UserError
+from src.evaluation.finish import say
 from src.evaluation.harness.load import Unit
-from src.evaluation.harness.package import require_lm_eval, say
+from src.evaluation.harness.package import require_lm_eval
 from src.evaluation.harness.samples import sample_line
 from src.generation.shards import claimed, json_text, read_json, write_durably
 

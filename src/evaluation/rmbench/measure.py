@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from src.data.cache import json_hash
 from src.data.sources.files import content_hash, existing
 from src.errors import UserError
-from src.evaluation.finish import finish, finite
+from src.evaluation.finish import finish, finite, say
 from src.evaluation.kept import Item, LogProbJob, is_kept, kept_log_probs
 from src.evaluation.records import DataInfo
 from src.evaluation.rewards import LogProbScorer, Row, RowLogProbs, Truncation, Weights, as_log_probs, batches, encode
@@ -205,8 +204,3 @@ def notes_of(config: RMBenchConfig, policy: Policy, items: Sequence[Item]) -> li
     if longer := sum(len(row) > context for row in rows):
         notes.append(f"{longer} of {len(rows)} answers end beyond the {context} tokens that the model was made for")
     return notes
-
-
-def say(text: str) -> None:
-    """A line for people: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
