@@ -28,7 +28,8 @@ ROOMS = {
     "generation": ("model", "data", "objective"),
     "annotation": ("generation", "model", "data", "objective"),
     "analysis": ("evaluation", "engine", "model", "data", "objective"),
-    "experiments": ("evaluation", "training", "engine", "model", "data", "objective"),
+    "cluster": ("training", "engine", "model", "data", "objective"),
+    "experiments": ("cluster", "evaluation", "training", "engine", "model", "data", "objective"),
     "reporting": ("experiments", "evaluation"),
 }
 """Which other rooms a room of src/ may import. Files of src/ itself serve every room but objective, which takes errors
