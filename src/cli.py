@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
+import math
 import os
 import re
+import shutil
 import string
 import sys
 import traceback
@@ -13,14 +16,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.build import locate
-from src.config import CONF, SCHEMAS, STOPPED
+from src.config import CONF, SCHEMAS, STOPPED, register_schema
 from src.errors import UserError
 
 BARE_GAMMA = (
@@ -57,17 +60,25 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
             code = 1
         if code == STOPPED:
             sys.exit(code)
+        if code and "SUBMITIT_EXECUTOR" in os.environ:  # a list of codes is not carried back from another node
+            raise UserError(f"a run of the sweep failed, see its log: {' '.join(HydraConfig.get().overrides.task)}")
         codes.append(code)
 
     guarded.__module__ = "__main__"
     try:
         refuse_bare_gamma(sys.argv[1:])
         refuse_group_without_name(sys.argv[1:])
+        refuse_cluster_without_means(sys.argv[1:])
         if config_name == "train":
             refuse_sweep_of_one(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         codes.append(tell(error, config_name, wants_traceback))
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        told = UserError(f"SLURM did not take or finish the sweep: {first_line(str(error))}")
+        codes.append(tell(told, config_name, wants_traceback))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         codes.append(130)
@@ -92,9 +103,8 @@ def tell(error: Exception, config_name: str, with_traceback: bool) -> int:
 
 def register_schemas() -> None:
     """Make the typed schemas known to Hydra, so that defaults lists can name them."""
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+    for name in SCHEMAS:
+        register_schema(name)
 
 
 def refuse_bare_gamma(arguments: list[str]) -> None:
@@ -124,6 +134,34 @@ def refuse_sweep_of_one(arguments: list[str]) -> None:
     names = [name for argument in arguments if (name := argument.removeprefix("sweep=")) not in (argument, "none")]
     if names and not {"-m", "--multirun"} & set(arguments) and {"--cfg", "-c", "--info", "-i"}.isdisjoint(arguments):
         raise UserError(f"sweep={names[-1]} gives many runs; add -m to run each of them: -m {' '.join(arguments)}")
+
+
+def refuse_cluster_without_means(arguments: list[str]) -> None:
+    """Raise ``UserError`` for ``hydra/launcher=slurm`` where it would start nothing, or end its tasks at once."""
+    if not {"hydra/launcher=slurm", "hydra/launcher=submitit_slurm"} & set(arguments):
+        return
+    instead = "; without it: python -m src.submit writes and submits an sbatch array"
+    if not {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"hydra/launcher=slurm starts the runs of a sweep; add -m: -m {' '.join(arguments)}")
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise UserError(
+            "hydra/launcher=slurm needs the package hydra-submitit-launcher, which is not installed; install it by "
+            f"pip install -r requirements/cluster.txt{instead}"
+        )
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "hydra/launcher=slurm needs SLURM's commands, but there is no sbatch on PATH; run it on a login node"
+        )
+    loaded = OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml")
+    given = OmegaConf.from_dotlist([a for a in arguments if a.startswith("hydra.launcher.")])
+    settings = OmegaConf.merge(loaded, OmegaConf.select(given, "hydra.launcher", default={}))
+    minutes, delay = float(settings.timeout_min), float(settings.signal_delay_s)
+    if minutes * 60 < delay + 60:
+        raise UserError(
+            f"hydra.launcher.timeout_min={minutes:g} is no longer than hydra.launcher.signal_delay_s={delay:g} and the "
+            "minute by which SLURM may be early, so every task would be told to stop as it starts; give "
+            f"hydra.launcher.timeout_min={math.ceil((delay + 120) / 60)} or more, or a smaller signal_delay_s"
+        )
 
 
 def help_text(config_name: str) -> str:
