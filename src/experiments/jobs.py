@@ -11,15 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-State = Literal["done", "running", "failed", "missing"]
+State = Literal["done", "running", "queued", "failed", "missing"]
 JOBS = ".jobs"
 """Folder below output_root: what the launcher knows of each job."""
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a job takes of a cluster: whole nodes, and GPUs on each of them, with a process for every GPU."""
+
+    nodes: int = 1
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
     """One command. ``kind``: train, or the benchmark; ``run``: the run directory it makes or measures; ``needs``: ids
-    of the jobs before it; ``evaluation``: ``evaluation_hash`` of a measurement, "" for a training."""
+    of the jobs before it; ``evaluation``: ``evaluation_hash`` of a measurement, "" for a training; ``resources``: on a
+    cluster."""
 
     kind: str
     module: str
@@ -27,6 +36,7 @@ class Job:
     run: Path
     needs: tuple[str, ...] = ()
     evaluation: str = ""
+    resources: Resources = Resources()
 
     @property
     def id(self) -> str:

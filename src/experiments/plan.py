@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import Problems, UserError
 from src.experiments.experiment import Column, Curve, Experiment, Measured
 from src.experiments.facts import Base, Composer
-from src.experiments.jobs import Job
+from src.experiments.jobs import Job, Resources
 from src.experiments.published import Labels
 from src.experiments.scale import Scale
 
@@ -164,7 +164,8 @@ class Planner:
 
     def add(self, job: Job) -> str:
         """Its id; a job that is there already stays as it is."""
-        self.jobs.setdefault(job.id, job)
+        role = "train" if job.is_training else "evaluate"
+        self.jobs.setdefault(job.id, replace(job, resources=self.scale.resources.get(role, Resources())))
         return job.id
 
 

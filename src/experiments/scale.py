@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from src.errors import UserError
 from src.experiments.experiment import Column, Experiment, Meaning, Measured, Unreproduced
 from src.experiments.files import EXPERIMENTS, Node, did_you_mean, read_node
+from src.experiments.jobs import Resources
 from src.experiments.published import Labels
 
 Overrides = tuple[str, ...]
@@ -25,6 +26,8 @@ class Scale:
     overrides of all trainings, and of the two kinds.
     ``benchmarks``: arguments of each benchmark's entry point. ``measures``: "benchmark/metric" -> its counterpart.
     ``seconds``: a rough duration per kind of job, until one was measured.
+    ``resources``: what a training (``train``) and the answers or scores of an evaluation (``evaluate``) take of a
+    cluster; without it one node and no GPU.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Scale:
     measures: Mapping[str, Measured | Unreproduced]
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
+    resources: Mapping[str, Resources] = field(default_factory=dict)
 
     def training(self, experiment: Experiment, labels: Labels, column: Column, seed: int) -> list[str]:
         """The overrides of ``src.train`` behind a cell; of two values of one key the later one counts."""
@@ -102,7 +106,7 @@ def read_scale(name: str) -> Scale:
     if name not in scales():
         raise UserError(f"scale={name} is unknown{did_you_mean(name, scales())}")
     node = read_node(FOLDER / f"{name}.yaml").only(
-        *("recipes", "models", "every", "preference", "sft", "benchmarks", "measures", "seconds", "notes")
+        *("recipes", "models", "every", "preference", "sft", "benchmarks", "measures", "seconds", "resources", "notes")
     )
     recipes = node.get("recipes", "own")
     if recipes not in RECIPES:
@@ -119,7 +123,21 @@ def read_scale(name: str) -> Scale:
         {measure: counterpart_of(measures.child(measure)) for measure in measures.values},
         {kind: float(seconds) for kind, seconds in node.child("seconds").values.items()},
         node.texts("notes"),
+        resources_of(node.child("resources")),
     )
+
+
+def resources_of(node: Node) -> dict[str, Resources]:
+    """What jobs take of a cluster; raises ``UserError``."""
+    node.only("train", "evaluate")
+    found = {}
+    for role in node.values:
+        given = node.child(role).only("nodes", "gpus")
+        nodes, gpus = given.get("nodes", 1), given.get("gpus", 0)
+        if not (isinstance(nodes, int) and nodes >= 1 and isinstance(gpus, int) and gpus >= 0):
+            raise UserError(f"{given.where}: nodes={nodes}, gpus={gpus} are no numbers of nodes and of GPUs on each")
+        found[role] = Resources(nodes, gpus)
+    return found
 
 
 def counterpart_of(node: Node) -> Measured | Unreproduced:
