@@ -22,19 +22,26 @@ class PaddedLayout:
 
     ``input_ids`` (int64) and ``supervised`` (bool): [rows, time]. A token is supervised by its position, never by its
     id, so a stop token that is also the padding token still counts. ``starts`` (int64, [rows]): where the response
-    begins, so all before it is prompt. There is no attention mask: with causal attention no token sees the padding on
-    its right.
+    begins, so all before it is prompt. ``spans``: tokens of (prompt, response) of each row, known without asking the
+    device. There is no attention mask: with causal attention no token sees the padding on its right.
     """
 
     input_ids: Tensor
     supervised: Tensor
     starts: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+    def __getitem__(self, rows: Tensor) -> PaddedLayout:
+        """The rows ``rows`` (int64), as wide as before."""
+        spans = tuple(self.spans[row] for row in rows.tolist())
+        return PaddedLayout(self.input_ids[rows], self.supervised[rows], self.starts[rows], spans)
 
     def to(self, device: torch.device) -> PaddedLayout:
         return PaddedLayout(
             self.input_ids.to(device, non_blocking=True),
             self.supervised.to(device, non_blocking=True),
             self.starts.to(device, non_blocking=True),
+            self.spans,
         )
 
 
@@ -67,8 +74,7 @@ class PairBatch:
         """Some of the pairs, in rows as wide as before."""
         chosen = torch.arange(len(self))[index]
         rows = torch.cat([chosen, chosen + len(self)]) if self.has_rejected else chosen
-        layout = PaddedLayout(*(getattr(self.layout, name)[rows] for name in ("input_ids", "supervised", "starts")))
-        supervised, starts = layout.supervised.sum(-1), layout.starts
+        layout = self.layout[rows]
 
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index]
@@ -81,9 +87,9 @@ class PairBatch:
             chosen_scores=cut(self.chosen_scores),
             rejected_scores=cut(self.rejected_scores),
             reference=None if self.reference is None else self.reference[index],
-            tokens=int((starts + supervised).sum()),
-            chosen_tokens=int(supervised[: len(chosen)].sum()),
-            prompt_tokens=int((starts[: len(chosen)] - 1).clamp(min=0).sum()),
+            tokens=sum(map(sum, layout.spans)),
+            chosen_tokens=sum(response for _, response in layout.spans[: len(chosen)]),
+            prompt_tokens=sum(max(prompt - 1, 0) for prompt, _ in layout.spans[: len(chosen)]),
             mismatched=None if self.mismatched is None else self.mismatched[index],
         )
 
@@ -117,7 +123,12 @@ def collate(pairs: Sequence[TokenizedPair], reference: PairLogProbs | None = Non
     time = torch.arange(input_ids.shape[1])
     present = time < lengths[:, None]
     return PairBatch(
-        layout=PaddedLayout(input_ids, present & (time >= starts[:, None]), starts),
+        layout=PaddedLayout(
+            input_ids,
+            present & (time >= starts[:, None]),
+            starts,
+            tuple((len(prompt), len(response)) for prompt, response in zip(prompts, responses, strict=True)),
+        ),
         ids=tuple(pair.id for pair in pairs),
         has_rejected=has_rejected,
         flipped=torch.tensor([pair.flipped for pair in pairs]),
