@@ -86,6 +86,15 @@ class Objective:
         rejected = self.link.needs.rejected
         return replace(union, rejected=rejected, reference=union.reference and rejected)
 
+    @cached_property
+    def separable(self) -> bool:
+        """Whether a forward's loss is the sum of the losses of its pairs, each with terms found from itself alone.
+
+        So it is where no part looks at a group of pairs and none carries anything from pair to pair. With terms
+        that are given, ``loss`` is such a sum for every method.
+        """
+        return self.needs.statistics is None and not self.initial_state()
+
     def __post_init__(self) -> None:
         refuse_one_margin_for_two_points(self)
         refuse_unserved_readers(self)
