@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,15 +70,22 @@ SCHEMAS: dict[str, type] = {
 }
 
 
+@cache
+def register_schema(config_name: str) -> None:
+    """Make the typed schema of conf/<config_name>.yaml known to Hydra, so that its defaults list can name it."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=SCHEMAS[config_name])
+
+
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
     """conf/<config_name>.yaml with ``overrides``, as Hydra composes it."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
         return compose(config_name, overrides=overrides)
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=SCHEMAS[config_name])
+    register_schema(config_name)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config_name, overrides=overrides)
 
