@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from src.cli import entry_point
@@ -28,6 +29,8 @@ PROGRAMS = {
     "src.evaluation.curvature": "curvature",
     "src.report": "report",
     "src.reproduce": "reproduce",
+    "src.prepare": "prepare",
+    "src.submit": "submit",
     "src.dashboard": "dashboard",
     "src.data.gaps": "gaps",
     "src.generate": "generate",
@@ -53,7 +56,9 @@ def command_line(program: str, overrides: tuple[str, ...]) -> Iterator[None]:
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     environment["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR", "0")
     GlobalHydra.instance().clear()
-    with mock.patch.object(sys, "argv", [program, *overrides]), mock.patch.dict(os.environ, environment):
+    # Hydra composes everything once more to read `hydra.mode`, which nothing here sets.
+    composed_once = mock.patch.object(Hydra, "get_mode", return_value=None)
+    with mock.patch.object(sys, "argv", [program, *overrides]), mock.patch.dict(os.environ, environment), composed_once:
         try:
             yield
         finally:
