@@ -24,6 +24,7 @@ from src.benchmark_schema import (
     MTBenchConfig,
     ReproduceConfig,
     RMBenchConfig,
+    SubmitConfig,
 )
 from src.errors import Problems
 from src.schema import (
@@ -32,18 +33,44 @@ from src.schema import (
     GapsConfig,
     GenerateConfig,
     LoggingConfig,
+    PrepareConfig,
     RankingConfig,
     ReportConfig,
     ShowConfig,
     TrainConfig,
     TrainingConfig,
 )
+from src.storage import storage_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
 NOT_HASHED = ("output_root", "cache_root", "prepare_workers", "run_dir", "logging")
 """Keys that change where a run writes, by how many processes, and what is shown of it, but not what it computes."""
+
+
+LATER: dict[str, Any] = {
+    "training.master": "float32",
+    "training.gradients": "float32",
+    "training.moments": "float32",
+}
+"""Keys that came after results were recorded, with the value that leaves the computation as it was: at that value they
+are no part of the hash, so recorded runs keep their names."""
+
+ENGINE_HASHED = ("name", "device")
+"""Keys of ``engine`` that are part of the hash; the others change how fast a run is, and how it waits."""
+
+ENGINE_READS = {
+    "single": (),
+    "ddp": ("timeout_s", "bucket_mb"),
+    "fsdp2": ("timeout_s", "reshard_after_forward"),
+    "zero2": ("timeout_s", "bucket_mb"),
+    "zero3": ("timeout_s", "bucket_mb", "persistence_threshold"),
+}
+"""Further keys that each engine reads."""
+
+OFFLOAD = "_offload"
+"""How the names of engines end that keep states in the memory of the CPU."""
 
 
 STOPPED = 75
@@ -67,6 +94,8 @@ SCHEMAS: dict[str, type] = {
     "curvature": CurvatureConfig,
     "reproduce": ReproduceConfig,
     "dashboard": DashboardConfig,
+    "prepare": PrepareConfig,
+    "submit": SubmitConfig,
 }
 
 
@@ -183,7 +212,8 @@ def combination_problems(config: TrainConfig) -> list[str]:
     if config.training.warmup_ratio > 1:
         problems.append(f"training.warmup_ratio={config.training.warmup_ratio:g} is a share of the steps; give 0 to 1")
     problems += model_problems(config) + method_problems(config)
-    problems += optimizer_problems(config.training)
+    problems += optimizer_problems(config.training) + storage_problems(config)
+    problems += engine_problems(config)
     return problems + perturbation_problems(config) + adapter_problems(config) + logging_problems(config)
 
 
@@ -200,6 +230,31 @@ def logging_problems(config: TrainConfig) -> list[str]:
     if not given:
         return []
     return [f"{', '.join(given)} would not be read with logging=none; write logging=wandb_offline, or leave it out"]
+
+
+def engine_problems(config: TrainConfig) -> list[str]:
+    """Keys of another engine, and methods that the engine cannot serve."""
+    name, problems = config.engine.name, []
+    kind = name.removesuffix(OFFLOAD)
+    others = {key for keys in ENGINE_READS.values() for key in keys} - set(ENGINE_READS.get(kind, ()))
+    problems += [
+        f"engine.{key}={getattr(config.engine, key)} would not be read with engine={name}; leave it out"
+        for key in sorted(others)
+        if getattr(config.engine, key) is not None
+    ]
+    perturbation = config.method.get("perturbation") or {}
+    if kind != name and perturbation:
+        problems.append(
+            f"engine={name} keeps states in the memory of the CPU, where method={config.method['name']} would have to "
+            f"move every weight there and back in each step; use engine={kind}, and checkpointing or more GPUs "
+            "for room"
+        )
+    if kind not in ("single", "ddp") and perturbation.get("probe") == "first_order":
+        problems.append(
+            f"method.probe=first_order differentiates forward through whole parameters, which engine={name} shards; "
+            "use method.probe=perturb, or engine=ddp"
+        )
+    return problems
 
 
 def perturbation_problems(config: TrainConfig) -> list[str]:
@@ -332,6 +387,13 @@ def hashed_view(config: TrainConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     view = {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
     view["debug"] = {"name": config.debug.name}
+    view["engine"] = {key: plain["engine"][key] for key in ENGINE_HASHED}
+    for key, usual in LATER.items():
+        section, name = key.split(".")
+        value = plain[section].get(name, usual)
+        view[section] = {other: kept for other, kept in view[section].items() if other != name}
+        if value != usual:
+            view[section][name] = value
     return view
 
 

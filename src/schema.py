@@ -83,6 +83,9 @@ class TrainingConfig:
     adam_beta2: float = number(at_least=0)
     adam_epsilon: float = number(above=0)
     weight_decay: float = number(at_least=0)
+    master: str = one_of("float32", "split", default="float32")
+    gradients: str = one_of("float32", "bfloat16", default="float32")
+    moments: str = one_of("float32", "int8", default="float32")
     max_grad_norm: float = number(above=0)
 
 
@@ -108,8 +111,12 @@ class CheckpointConfig:
 class EngineConfig:
     """conf/engine: what the step runs on."""
 
-    name: str = one_of("single")
+    name: str = one_of("single", "ddp", "fsdp2", "zero2", "zero3", "fsdp2_offload", "zero2_offload", "zero3_offload")
     device: str = one_of("auto", "cpu", "cuda", default="auto")
+    timeout_s: float | None = number(None, above=0)
+    bucket_mb: float | None = number(None, above=0)
+    reshard_after_forward: bool | None = None
+    persistence_threshold: int | None = number(None, at_least=0)
 
 
 @dataclass
@@ -159,11 +166,9 @@ class TrainConfig:
 
 
 @dataclass
-class ShowConfig(TrainConfig):
-    """conf/show.yaml: what of the prepared data is shown, besides the keys of training that choose it.
-
-    It is merged over those keys, so its own values of them are missing: a default would take the place of a choice.
-    """
+class TrainKeys(TrainConfig):
+    """The keys of training in the schema of another program, which is merged over them: a default here would take the
+    place of a choice, so all values are missing."""
 
     model: ModelConfig = MISSING
     adapter: AdapterConfig = MISSING
@@ -177,6 +182,19 @@ class ShowConfig(TrainConfig):
     debug: DebugConfig = MISSING
     prepare_workers: int | None = MISSING
     run_dir: str | None = MISSING
+
+
+@dataclass
+class PrepareConfig(TrainKeys):
+    """conf/prepare.yaml: what is made before a training, besides the keys of training that choose it."""
+
+    reference: bool = MISSING
+
+
+@dataclass
+class ShowConfig(TrainKeys):
+    """conf/show.yaml: what of the prepared data is shown, besides the keys of training that choose it."""
+
     split: str = one_of("train", "validation")
     pairs: int = number(at_least=1)
     only: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ logits(previous token) = E[previous] @ U; the first token of a response follows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from src.catalogue.routes import ROUTES, Config, route_name, settings
 from src.catalogue.rows import objective_of
 from src.data.collate import PairBatch, collate
 from src.data.pairset import TokenizedPair
-from src.engine.perturb import displaced, gradient_norm, scope_parameters, slopes_along_gradient
+from src.engine.perturb import displaced, gradient_norm, scope_parameters, slopes_along_gradient, whole_pieces
+from src.engine.ranks import Ranks
 from src.errors import UserError
 from src.model.logps import pair_log_probs
 from src.objective.objective import Objective
@@ -68,7 +69,10 @@ class BigramEngine:
         self.update: list[float] = []
 
     device = torch.device("cpu")
-    world_size = 1
+    ranks = Ranks()
+
+    def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        yield from window
 
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
         return pair_log_probs(self.model, batch, per_token=per_token, prompt=prompt)
@@ -77,11 +81,11 @@ class BigramEngine:
         cast(Any, loss).backward()
 
     def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
-        return gradient_norm(list(scope_parameters(self.model, scope).values()), adaptive=adaptive)
+        return gradient_norm(whole_pieces(scope_parameters(self.model, scope).values()), adaptive=adaptive)
 
     @contextmanager
     def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
-        moved = list(scope_parameters(self.model, scope).values())
+        moved = whole_pieces(scope_parameters(self.model, scope).values())
         with displaced(moved, scale, None, adaptive=adaptive) as applied:
             self.discard_gradients()
             yield applied

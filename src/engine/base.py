@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.data.collate import PairBatch
+from src.engine.ranks import Ranks
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 
@@ -24,13 +25,22 @@ class Engine(Protocol):
         ...
 
     @property
-    def world_size(self) -> int:
-        """Number of ranks among which a window is divided."""
+    def ranks(self) -> Ranks:
+        """The processes among which every forward is divided."""
+        ...
+
+    def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        """The batches of ``window``, each of which is to have its forward and its backward before the next is taken.
+
+        The engine knows so which backward is the last, after which gradients must agree between ranks.
+        """
         ...
 
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
         """Forward with gradient, in the engine's compute precision; float32 out.
 
+        Every rank is given the same ``batch`` and gets the log-probs of all its pairs; it computes its share of them,
+        and the gradient flows through that share alone.
         ``per_token``: also token by token; ``prompt``: also those of the prompts' own tokens.
         """
         ...
@@ -78,13 +88,23 @@ class Engine(Protocol):
         ...
 
     def save_model(self, directory: Path) -> None:
-        """Write weights and configuration, or an adapter alone, for ``AutoModelForCausalLM.from_pretrained``."""
+        """Write weights and configuration, or an adapter alone, for ``AutoModelForCausalLM.from_pretrained``.
+
+        This and the next three are called on every rank; rank 0 writes what is whole.
+        """
+        ...
+
+    def save_shards(self, directory: Path) -> None:
+        """Write what each rank holds of weights and optimizer, where ``training_state`` and the model lack it."""
         ...
 
     def training_state(self) -> dict[str, Any]:
-        """Optimizer, schedule and random generators."""
+        """Optimizer, schedule and random generators, as far as they are whole on rank 0."""
         ...
 
-    def load(self, model_directory: Path, state: Mapping[str, Any]) -> None:
-        """Continue exactly from what ``save_model`` and ``training_state`` gave."""
+    def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        """Continue exactly from what the others wrote into ``checkpoint`` and gave as ``state``.
+
+        Raises ``UserError`` for a checkpoint of another number of ranks, where the engine needs the same.
+        """
         ...

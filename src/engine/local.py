@@ -1,27 +1,34 @@
-"""One process on one device, on accelerate."""
+"""One process on one device."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from safetensors.torch import load_model
 from torch import Tensor
 
 from src.data.collate import PairBatch
 from src.engine.optimizer import optimizer_and_schedule
-from src.engine.perturb import displaced, gradient_norm, scope_note, scope_parameters, slopes_along_gradient
+from src.engine.perturb import (
+    Piece,
+    displaced,
+    gradient_norm,
+    scope_note,
+    scope_parameters,
+    slopes_along_gradient,
+    whole_pieces,
+)
+from src.engine.ranks import Ranks
+from src.engine.split_master import load_masters, save_masters, split_weights
 from src.errors import UserError
 from src.model.adapter import load_adapter_weights, save_weights, settings_of
-from src.model.logps import pair_log_probs
+from src.model.logps import Kernel, as_pairs
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 from src.schema import TrainingConfig
@@ -30,65 +37,75 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+GRADIENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What gradients of split weights may accumulate in."""
+
+
 class LocalEngine:
-    """``Engine`` for a single process; bfloat16 means autocast over float32 weights."""
+    """``Engine`` for a single process; bfloat16 means autocast over float32 weights, or over split ones."""
 
     def __init__(
         self, model: PreTrainedModel, config: TrainingConfig, total_steps: int, device: str, dtype: str
     ) -> None:
         refuse_missing_device(device)
-        # accelerate keeps its settings per process; the next run of a sweep may want others
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no")
-        if self.accelerator.distributed_type is not DistributedType.NO:
-            raise UserError(
-                "engine=single was started by a launcher of several processes, each of which would train alone; "
-                "start it with plain python"
-            )
-        optimizer, schedule = optimizer_and_schedule(model, config, total_steps)
-        self.model: PreTrainedModel
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.schedule = schedule
+        self.device = device_of(device, self.ranks)
+        self.compute = torch.bfloat16 if dtype == "bfloat16" else None
+        self.model = self.placed(model)
+        self.split = config.master == "split"
+        if self.split:
+            split_weights([p for p in self.model.parameters() if p.requires_grad], GRADIENTS[config.gradients])
+        self.kernel = self.wrapped(Kernel(self.model))
+        self.optimizer, self.schedule = optimizer_and_schedule(self.model, config, total_steps)
 
     @property
-    def device(self) -> torch.device:
-        return torch.device(self.accelerator.device)
+    def ranks(self) -> Ranks:
+        return Ranks()
 
-    @property
-    def world_size(self) -> int:
-        return int(self.accelerator.num_processes)
+    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model where it computes."""
+        found: PreTrainedModel = model.to(self.device)  # type: ignore[arg-type]
+        return found
+
+    def wrapped(self, kernel: Kernel) -> torch.nn.Module:
+        """The kernel as this engine calls it."""
+        return kernel
+
+    def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        yield from window
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block operations compute in the engine's precision."""
+        return torch.autocast(self.device.type, self.compute, enabled=self.compute is not None)
 
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
-        with self.accelerator.autocast():
-            model = self.accelerator.unwrap_model(self.model)
-            return pair_log_probs(model, batch, per_token=per_token, prompt=prompt)
+        with self.autocast():
+            return as_pairs(self.kernel(batch, per_token, prompt), prompt=prompt)
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
+        torch.autograd.backward(loss)
 
     def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
-        return gradient_norm(list(self.scope(scope).values()), adaptive=adaptive)
+        return gradient_norm(self.pieces(scope), adaptive=adaptive)
 
-    def scope(self, scope: PerturbedScope) -> dict[str, torch.nn.Parameter]:
-        """Trained parameters by name."""
-        return scope_parameters(self.accelerator.unwrap_model(self.model), scope)
+    def pieces(self, scope: PerturbedScope) -> list[Piece]:
+        """Weights of full precision and accumulated gradients over ``scope``, as far as this rank holds them."""
+        return whole_pieces(scope_parameters(self.model, scope).values())
 
     @contextmanager
     def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
-        compute = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        with displaced(list(self.scope(scope).values()), scale, compute, adaptive=adaptive) as applied:
+        with displaced(self.pieces(scope), scale, self.compute, adaptive=adaptive) as applied:
             self.discard_gradients()
             yield applied
 
     def slopes(
         self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
-        model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
-            return slopes_along_gradient(model, batch, self.scope(scope), adaptive=adaptive, per_token=per_token)
+        with self.autocast():
+            moved = scope_parameters(self.model, scope)
+            return slopes_along_gradient(self.model, batch, moved, adaptive=adaptive, per_token=per_token)
 
     def perturbation_note(self, scope: PerturbedScope) -> str:
-        return scope_note(self.accelerator.unwrap_model(self.model), scope)
+        return scope_note(self.model, scope)
 
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, gradient_norm)
@@ -103,33 +120,30 @@ class LocalEngine:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def save_model(self, directory: Path) -> None:
-        save_weights(self.accelerator.unwrap_model(self.model), directory)
+        (save_masters if self.split else save_weights)(self.model, directory)
+
+    def save_shards(self, directory: Path) -> None:
+        """Nothing: the model and ``training_state`` are whole."""
 
     def training_state(self) -> dict[str, Any]:
-        state = {
+        return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "random": {
-                "python": random.getstate(),
-                "numpy": tuple_without_arrays(np.random.get_state()),
-                "torch": torch.get_rng_state(),
-            },
+            "random": random_state(self.device),
         }
-        if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state()
-        return state
 
-    def load(self, model_directory: Path, state: Mapping[str, Any]) -> None:
-        load_weights(self.accelerator.unwrap_model(self.model), model_directory)
+    def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        (load_masters if self.split else load_weights)(self.model, checkpoint / "model")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        generators = state["random"]
-        random.setstate(nested_tuple(generators["python"]))
-        name, keys, *rest = generators["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(generators["torch"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(generators["cuda"])
+        restore_random_state(state["random"], self.device)
+
+
+def device_of(device: str, ranks: Ranks) -> torch.device:
+    """Where this rank computes: ``auto`` takes CUDA where there is one."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank)
 
 
 def refuse_missing_device(device: str) -> None:
@@ -150,6 +164,28 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model.load_state_dict(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict())
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The random generators of this process."""
+    state = {
+        "python": random.getstate(),
+        "numpy": tuple_without_arrays(np.random.get_state()),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the random generators of this process where ``random_state`` found them."""
+    random.setstate(nested_tuple(state["python"]))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def tuple_without_arrays(state: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from src.engine.chunked_adamw import ChunkedAdamW
 from src.schema import TrainingConfig
 
 if TYPE_CHECKING:
@@ -36,16 +37,14 @@ def optimizer_and_schedule(
 
 
 def optimizer_of(groups: list[dict[str, object]], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Fused AdamW, or RMSprop as in the DPO authors' code (torch's: no momentum, not centred)."""
+    """Fused AdamW, over split weights and 8-bit moments where the configuration says so, or RMSprop as in the DPO
+    authors' code (torch's: no momentum, not centred)."""
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=config.learning_rate, alpha=config.rmsprop_alpha, eps=config.adam_epsilon)
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    rate, betas, epsilon = config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    if config.master == "split" or config.moments == "int8":
+        return ChunkedAdamW(groups, lr=rate, betas=betas, eps=epsilon, int8=config.moments == "int8")
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
 
 
 def warmup_steps(config: TrainingConfig, total_steps: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -59,47 +60,87 @@ def scope_note(model: PreTrainedModel, scope: PerturbedScope) -> str:
     return text
 
 
-def gradient_norm(parameters: Sequence[nn.Parameter], *, adaptive: bool = False) -> Tensor:
-    """Global L2 norm of the parameters' gradients g, or of θ∘g when ``adaptive`` (scalar, at least float32)."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What this rank holds of a parameter: weights of full precision (a view that may be written to), their gradient.
+
+    Both have one shape, that of the whole parameter where nothing is sharded.
+    """
+
+    weights: Tensor
+    gradient: Tensor
+
+
+def whole_pieces(parameters: Iterable[nn.Parameter]) -> list[Piece]:
+    """Parameters that are whole on this rank and have a gradient."""
+    return [Piece(parameter.detach(), parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+def gradient_norm(pieces: Sequence[Piece], *, adaptive: bool = False) -> Tensor:
+    """L2 norm of the gradients g of all pieces, or of θ∘g when ``adaptive`` (scalar, at least float32)."""
     with torch.no_grad():
-        gradients = [p.grad * p if adaptive else p.grad for p in parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        gradients = [p.gradient * p.weights if adaptive else p.gradient for p in pieces]
+        if all(gradient.dtype is not torch.bfloat16 for gradient in gradients):
+            return torch.nn.utils.get_total_norm(gradients)
+        # norms of bfloat16 would be rounded to three digits, by which clipping scales
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return whole
 
 
-def direction_of(parameter: nn.Parameter, *, adaptive: bool) -> Tensor:
+def direction_of(piece: Piece, *, adaptive: bool) -> Tensor:
     """Where a parameter moves: along its gradient, or θ² times it when ``adaptive`` (ASAM)."""
-    assert parameter.grad is not None
-    return parameter.grad * parameter.detach().square() if adaptive else parameter.grad
+    return piece.gradient * piece.weights.square() if adaptive else piece.gradient
+
+
+def unchanged(value: Tensor) -> Tensor:
+    """The sum over ranks where every rank holds everything."""
+    return value
+
+
+def nothing() -> None:
+    """What must be done after weights were written where forwards read the same memory."""
 
 
 @contextmanager
 def displaced(
-    parameters: Sequence[nn.Parameter], scale: Tensor, compute: torch.dtype | None, *, adaptive: bool = False
+    pieces: Sequence[Piece],
+    scale: Tensor,
+    compute: torch.dtype | None,
+    *,
+    adaptive: bool = False,
+    total: Callable[[Tensor], Tensor] = unchanged,
+    publish: Callable[[], None] = nothing,
 ) -> Iterator[Tensor]:
-    """Within the block every parameter stands at θ + scale·direction; after it at θ again, copied back bit for bit.
+    """Within the block the weights stand at θ + scale·direction; after it at θ again, copied back bit for bit.
 
-    The direction is the gradient, or θ² times it when ``adaptive``.
+    The direction is the gradient, or θ² times it when ``adaptive``. ``total`` sums a number over the ranks that share
+    the parameters; ``publish`` makes forwards see what was written to the pieces.
 
     Yields the applied fraction: the projection of the displacement that arithmetic in ``compute`` (``None``: the
-    parameters' own type) sees on the intended one, 1 when nothing is lost in rounding.
+    weights' own type) sees on the intended one, 1 when nothing is lost in rounding.
     """
-    moved = [p for p in parameters if p.grad is not None]
-    kept = [p.detach().clone() for p in moved]
+    kept = [(piece.weights, piece.weights.clone()) for piece in pieces]
     try:
         with torch.no_grad():
-            seen = wanted = torch.zeros((), dtype=torch.float64, device=scale.device)
-            for parameter, before in zip(moved, kept, strict=True):
-                intended = direction_of(parameter, adaptive=adaptive) * scale
-                parameter.add_(intended)
-                dtype = compute or parameter.dtype
-                actual = parameter.to(dtype).to(intended.dtype) - before.to(dtype).to(intended.dtype)
-                seen = seen + (actual * intended).sum(dtype=torch.float64)
-                wanted = wanted + (intended * intended).sum(dtype=torch.float64)
+            found = torch.zeros(2, dtype=torch.float64, device=scale.device)
+            for piece, (_, before) in zip(pieces, kept, strict=True):
+                intended = direction_of(piece, adaptive=adaptive) * scale
+                piece.weights.add_(intended)
+                dtype = compute or piece.weights.dtype
+                actual = piece.weights.to(dtype).to(intended.dtype) - before.to(dtype).to(intended.dtype)
+                found[0] += (actual * intended).sum(dtype=torch.float64)
+                found[1] += (intended * intended).sum(dtype=torch.float64)
+            seen, wanted = total(found)
+            publish()
+        pieces = ()  # so that gradients which the engine forgets now free their memory
+        del piece, intended, actual, before
         yield seen / wanted
     finally:
         with torch.no_grad():
-            for parameter, before in zip(moved, kept, strict=True):
-                parameter.copy_(before)
+            for weights, before in kept:
+                weights.copy_(before)
+            publish()
 
 
 def slopes_along_gradient(
@@ -112,8 +153,8 @@ def slopes_along_gradient(
 ) -> tuple[PairLogProbs, PairLogProbs]:
     """Log-probs and their derivatives where ``parameters`` move along their gradient, or θ² times it."""
     directions = {
-        name: direction_of(parameter, adaptive=adaptive)
+        name: direction_of(piece, adaptive=adaptive)
         for name, parameter in parameters.items()
-        if parameter.grad is not None
+        for piece in whole_pieces([parameter])
     }
     return log_prob_slopes(model, batch, parameters, directions, per_token=per_token)

@@ -7,7 +7,7 @@ looks at parameters, works as without one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,20 +127,37 @@ def merge_adapter(model: PreTrainedModel) -> None:
 
 def save_weights(model: PreTrainedModel, directory: Path) -> None:
     """Write weights and configuration, or for a model with an adapter this alone, in peft's format."""
+    save_state(model, None, directory)
+
+
+def save_state(model: PreTrainedModel, whole: Mapping[str, Tensor] | None, directory: Path) -> None:
+    """The same with the weights ``whole`` (names of ``state_dict``) in place of those that ``model`` holds."""
     settings = settings_of(model)
     if settings is None:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=None if whole is None else tied_again(model, whole))
         return
     settings.save_pretrained(str(directory))
-    state = {PREFIX + name: tensor.contiguous() for name, tensor in adapter_state(model).items()}
+    state = {PREFIX + name: tensor.contiguous() for name, tensor in adapter_state(model, whole).items()}
     save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapter's weights under peft's names."""
+def tied_again(model: PreTrainedModel, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``whole`` with one tensor for all names of a parameter, of which a file then holds one."""
+    first: dict[int, str] = {}
+    names = {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    return {name: whole[names.get(name, name)] for name in whole}
+
+
+def adapter_state(model: PreTrainedModel, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter's weights under peft's names, from ``whole`` where that is given."""
     from peft import get_peft_model_state_dict
 
-    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=whole, adapter_name=ADAPTER, save_embedding_layers=False
+    )
     return state
 
 

@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def build_model(config: ModelConfig, path: str | None, vocabulary: int, seed: int) -> PreTrainedModel:
+def build_model(
+    config: ModelConfig, path: str | None, vocabulary: int, seed: int, *, weights: bool = True
+) -> PreTrainedModel:
     """The initial policy, in float32, in training mode without dropout, frozen but for ``model.trainable``.
 
     ``path`` overrides ``model.path`` (the supervised base of a preference run); without any path the architecture is
-    built with weights drawn from ``seed``. Raises ``UserError`` when weights cannot be had or do not fit.
+    built with weights drawn from ``seed``. Without ``weights`` only its shape is made, on the meta device. Raises
+    ``UserError`` when weights cannot be had or do not fit.
     """
     silence_transformers()
-    model = read_model(config, path, merged=True) if path else model_from_scratch(config, vocabulary, seed)
+    if not weights:
+        model = empty_model(config, path, vocabulary)
+    else:
+        model = read_model(config, path, merged=True) if path else model_from_scratch(config, vocabulary, seed)
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if rows < vocabulary:
@@ -54,6 +60,21 @@ def model_from_scratch(config: ModelConfig, vocabulary: int, seed: int) -> PreTr
         raise UserError(f"model.architecture cannot be built: {error}; give model_type and its values") from error
     torch.manual_seed(seed)
     return architecture_only(architecture, dtype=torch.float32, attn_implementation=config.attention)
+
+
+def empty_model(config: ModelConfig, path: str | None, vocabulary: int) -> PreTrainedModel:
+    """The shape of the model that ``read_model`` or ``model_from_scratch`` gives, without memory for its weights."""
+    from transformers import AutoConfig
+
+    while path is not None and (settings := saved_settings(path)) is not None:
+        path = str(settings.base_model_name_or_path)
+    if path is None:
+        values = {**architecture_values(config), "vocab_size": vocabulary}
+        architecture = AutoConfig.for_model(values.pop("model_type"), **values)
+    else:
+        architecture = AutoConfig.from_pretrained(path, revision=config.revision if path == config.path else None)
+    with torch.device("meta"):
+        return architecture_only(architecture, dtype=torch.float32, attn_implementation=config.attention)
 
 
 def architecture_values(config: ModelConfig) -> dict[str, Any]:

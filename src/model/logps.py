@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from src.data.collate import PaddedLayout, PairBatch
+from src.data.collate import PairBatch
+from src.model.packed import Predictions, predictions, shares_prefixes
 from src.objective.types import PairLogProbs, ResponseLogProbs, each_tensor, tensors_of
 
 if TYPE_CHECKING:
@@ -19,43 +20,45 @@ if TYPE_CHECKING:
 
 
 def pair_log_probs(
-    model: PreTrainedModel, batch: PairBatch, *, per_token: bool = False, prompt: bool = False
+    model: PreTrainedModel,
+    batch: PairBatch,
+    *,
+    per_token: bool = False,
+    prompt: bool = False,
+    forward_mode: bool = False,
 ) -> PairLogProbs:
     """Summed log-probs (nats, float32) and token counts of both responses, [n] each, with gradient.
 
     Logits are made only for supervised tokens. Without rejected responses their entries are 0.
     ``per_token``: also the terms of the sums, [n, time]; column t belongs to token t of the row, 0 where none is
     supervised. ``prompt``: also the prompts' own tokens but the first, which nothing precedes, once per pair.
+    ``forward_mode``: by operations alone that forward-mode differentiation knows.
     """
-    layout = batch.layout
-    hidden = model.base_model(input_ids=layout.input_ids, use_cache=False)[0]
-    supervised = layout.supervised[:, 1:]
-    of_prompt = prompt_tokens(layout, len(batch)) if prompt else None
-    predicts = supervised if of_prompt is None else supervised | of_prompt
-    logits = head_logits(model, hidden[:, :-1][predicts])
-    labels = layout.input_ids[:, 1:][predicts]
+    # of the ways of packed attention, only that of plain operations knows forward mode
+    way = "blocks" if forward_mode else None
+    found = predictions(model, batch, prompt=prompt, packed=shares_prefixes(model), way=way)
+    logits = head_logits(model, found.hidden)
     # float64 in, float64 out: tests run the kernel in double precision
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    token_log_probs = logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    dense = token_log_probs.new_zeros(predicts.shape).masked_scatter(predicts, token_log_probs)
-    found = split_rows(selected(dense, supervised, per_token), len(batch), batch.has_rejected)
-    if of_prompt is None:
-        return found
-    return replace(found, prompt=selected(dense, of_prompt, per_token=False)[: len(batch)])
+    token_log_probs = logits.gather(-1, found.labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return of_pairs(token_log_probs, found, batch, per_token=per_token, prompt=prompt)
 
 
-def prompt_tokens(layout: PaddedLayout, pairs: int) -> Tensor:
-    """Where a token is one of the chosen row's prompt, bool, [rows, time − 1] (the first token has no place)."""
-    time = torch.arange(1, layout.input_ids.shape[1], device=layout.starts.device)
-    rows = torch.arange(layout.starts.shape[0], device=layout.starts.device)
-    return (time < layout.starts[:, None]) & (rows < pairs)[:, None]
-
-
-def selected(dense: Tensor, where: Tensor, per_token: bool) -> ResponseLogProbs:
-    """Sums and counts of the log-probs ``dense`` at ``where``, [rows, time − 1] both."""
-    terms = dense.masked_fill(~where, 0)
-    placed = torch.nn.functional.pad(terms, (1, 0)) if per_token else None
-    return ResponseLogProbs(terms.sum(-1), where.sum(-1).to(dense.dtype), placed)
+def of_pairs(
+    token_log_probs: Tensor, found: Predictions, batch: PairBatch, *, per_token: bool, prompt: bool
+) -> PairLogProbs:
+    """From log-probs of tokens [m] to those of the responses, and of the prompts where they are among the tokens."""
+    pairs, time = len(batch), batch.layout.input_ids.shape[1]
+    # summed in a row of its own rather than added up in place, which on a GPU takes any order
+    terms = token_log_probs.new_zeros(3 * pairs, time).index_put((found.owner, found.column), token_log_probs)
+    counts = found.counts.to(terms.dtype)
+    chosen, rejected, prompts = (
+        ResponseLogProbs(terms[part].sum(-1), counts[part], terms[part] if per_token else None)
+        for part in (slice(0, pairs), slice(pairs, 2 * pairs), slice(2 * pairs, 3 * pairs))
+    )
+    if not batch.has_rejected:
+        rejected = each_tensor(chosen.detach(), torch.zeros_like)
+    return PairLogProbs(chosen, rejected, replace(prompts, per_token=None) if prompt else None)
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -66,21 +69,18 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def split_rows(rows: ResponseLogProbs, pairs: int, has_rejected: bool) -> PairLogProbs:
-    """From rows (chosen first, then rejected) to pairs."""
-    chosen = rows[:pairs]
-    return PairLogProbs(chosen, rows[pairs:] if has_rejected else each_tensor(chosen.detach(), torch.zeros_like))
-
-
 class Kernel(torch.nn.Module):
-    """The kernel as a module, so that its parameters can be replaced for one call."""
+    """The kernel as a module: engines wrap it, so that their hooks see one forward, and its parameters can be replaced
+    for a call. It gives flat tensors, in which such hooks find what needs a gradient; ``as_pairs`` puts them together.
+    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, forward_mode: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.forward_mode = model, forward_mode
 
-    def forward(self, batch: PairBatch, per_token: bool) -> tuple[Tensor, ...]:
-        return tuple(tensors_of(pair_log_probs(self.model, batch, per_token=per_token)))
+    def forward(self, batch: PairBatch, per_token: bool, prompt: bool = False) -> tuple[Tensor, ...]:
+        found = pair_log_probs(self.model, batch, per_token=per_token, prompt=prompt, forward_mode=self.forward_mode)
+        return tuple(tensors_of(found))
 
 
 def log_prob_slopes(
@@ -97,7 +97,7 @@ def log_prob_slopes(
     """
     values = {f"model.{name}": parameters[name].detach() for name in directions}
     tangents = {f"model.{name}": direction for name, direction in directions.items()}
-    kernel, training = Kernel(model), model.training
+    kernel, training = Kernel(model, forward_mode=True), model.training
 
     def run(values: dict[str, Tensor]) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = functional_call(kernel, values, (batch, per_token))
@@ -114,7 +114,9 @@ def log_prob_slopes(
     return as_pairs(found), as_pairs(slopes)
 
 
-def as_pairs(tensors: Sequence[Tensor]) -> PairLogProbs:
-    """From the flat tensors of the kernel back to pairs."""
-    half = len(tensors) // 2
-    return PairLogProbs(ResponseLogProbs(*tensors[:half]), ResponseLogProbs(*tensors[half:]))
+def as_pairs(tensors: Sequence[Tensor], *, prompt: bool = False) -> PairLogProbs:
+    """From the flat tensors of the kernel back to pairs; ``prompt``: the last two are those of the prompts."""
+    of_prompt = ResponseLogProbs(*tensors[-2:]) if prompt else None
+    responses = tensors[:-2] if prompt else tensors
+    half = len(responses) // 2
+    return PairLogProbs(ResponseLogProbs(*responses[:half]), ResponseLogProbs(*responses[half:]), of_prompt)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from src.data.collate import PairBatch
-from src.model.segments import SharedPrefixes, attend
+from src.model.segments import SharedPrefixes, Way, attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,15 +62,18 @@ class Places:
         return Places(*(getattr(self, name).to(device, non_blocking=True) for name in names))
 
 
-def predictions(model: PreTrainedModel, batch: PairBatch, *, prompt: bool, packed: bool) -> Predictions:
+def predictions(
+    model: PreTrainedModel, batch: PairBatch, *, prompt: bool, packed: bool, way: Way | None = None
+) -> Predictions:
     """The backbone's forward of ``batch``, with gradient. ``prompt``: also what predicts the prompts' own tokens but
-    the first, which nothing precedes; a response after an empty prompt lacks its first token for the same reason."""
+    the first, which nothing precedes; a response after an empty prompt lacks its first token for the same reason.
+    ``way``: of attention, where rows are packed (``src/model/segments.py``)."""
     ids = batch.layout.input_ids
     lengths = lengths_of(batch)
     places = places_of(lengths, ids.shape[1], prompt=prompt, packed=packed).to(ids.device)
     flat = ids.flatten()
     if packed:
-        prefixes = SharedPrefixes(lengths, ids.device)
+        prefixes = SharedPrefixes(lengths, ids.device, way)
         hidden = packed_hidden(model, flat[places.source], places.source % ids.shape[1], prefixes)
     else:
         hidden = model.base_model(input_ids=ids, use_cache=False)[0].flatten(0, 1)

@@ -52,38 +52,49 @@ class Checkpoints:
 
     def save(self, engine: Engine, progress: Progress, *, best: bool) -> Path:
         """Write the checkpoint of ``progress.step``, point ``last`` (and ``best``) to it, remove what neither names."""
-        final = self.directory / f"step-{progress.step:08d}"
-        if not (final / MARK).exists():
-            aside = self.directory / f".writing-{progress.step:08d}"
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)
-            (aside / "model").mkdir(parents=True)
+        final, ranks = self.directory / f"step-{progress.step:08d}", engine.ranks
+        aside = self.directory / f".writing-{progress.step:08d}"
+        exists = ranks.from_main(lambda: (final / MARK).exists())
+        if not exists:
+            ranks.from_main(lambda: self.prepare(aside, final))
             engine.save_model(aside / "model")
-            self.tokenizer.save_pretrained(aside / "model")
-            self.write_state(aside / "trainer.pt", engine, progress)
-            sync_tree(aside)
-            os.replace(aside, final)
-            (final / MARK).touch()
-            sync(self.directory)
-        else:
-            self.replace_state(final / "trainer.pt", engine, progress)
-        # best before last: a run killed between the two resumes before this step and comes to the same best again
+            engine.save_shards(aside)
+        state = self.state(engine, progress)
+        ranks.from_main(lambda: self.replace_state(final, state) if exists else self.publish(aside, final, state))
+        ranks.from_main(lambda: self.name(final, best))
+        return final
+
+    def prepare(self, aside: Path, final: Path) -> None:
+        """An empty folder to write to."""
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        (aside / "model").mkdir(parents=True)
+
+    def state(self, engine: Engine, progress: Progress) -> dict[str, Any]:
+        """What trainer.pt holds; collective."""
+        return {"progress": asdict(progress), "identity": asdict(self.identity), "engine": engine.training_state()}
+
+    def publish(self, aside: Path, final: Path, state: Mapping[str, Any]) -> None:
+        """Complete what the ranks wrote aside, and give it its name."""
+        self.tokenizer.save_pretrained(aside / "model")
+        torch.save(state, aside / "trainer.pt")
+        sync_tree(aside)
+        os.replace(aside, final)
+        (final / MARK).touch()
+        sync(self.directory)
+
+    def name(self, final: Path, best: bool) -> None:
+        """Point the links to it. ``best`` first: a run killed between the two resumes before this step and comes to
+        the same best again."""
         if best:
             self.point("best", final)
         self.point("last", final)
         self.prune()
-        return final
 
-    def write_state(self, path: Path, engine: Engine, progress: Progress) -> None:
-        """Write trainer.pt."""
-        torch.save(
-            {"progress": asdict(progress), "identity": asdict(self.identity), "engine": engine.training_state()}, path
-        )
-
-    def replace_state(self, path: Path, engine: Engine, progress: Progress) -> None:
+    def replace_state(self, final: Path, state: Mapping[str, Any]) -> None:
         """Exchange trainer.pt of a checkpoint that exists (same weights, more progress, such as a validation)."""
-        aside = path.with_name(".trainer.pt")
-        self.write_state(aside, engine, progress)
+        path, aside = final / "trainer.pt", final / ".trainer.pt"
+        torch.save(state, aside)
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
@@ -105,18 +116,23 @@ class Checkpoints:
 
     def resume(self, engine: Engine) -> Progress | None:
         """Load ``last`` into the engine; ``None`` when there is none; ``UserError`` when it cannot be trusted."""
-        last = self.directory / "last"
-        if last.exists():
-            checkpoint = completed(last)
-        elif whole := sorted(mark.parent for mark in self.directory.glob(f"step-*/{MARK}")):
-            checkpoint = whole[-1]
-        else:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        checkpoint = engine.ranks.from_main(self.newest)
+        if checkpoint is None:
             return None
         saved = read_state(checkpoint)
         self.refuse_other_identity(checkpoint, saved["identity"])
-        engine.load(checkpoint / "model", saved["engine"])
+        engine.load(checkpoint, saved["engine"])
         return Progress(**saved["progress"])
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from; where there is none, what a killed writer left is removed."""
+        last = self.directory / "last"
+        if last.exists():
+            return completed(last)
+        if whole := sorted(mark.parent for mark in self.directory.glob(f"step-*/{MARK}")):
+            return whole[-1]
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return None
 
     def refuse_other_identity(self, checkpoint: Path, saved: Mapping[str, str]) -> None:
         """Raise ``UserError`` when the checkpoint was made by another configuration or from other data."""

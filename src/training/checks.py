@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from src.build import build, plain
 from src.config import CONF, config_hash, frozen, gaps, training_problems
+from src.engine.create import refuse_unfit_launch
 from src.engine.local import refuse_missing_device
 from src.errors import Problems, UserError
 from src.parts import given_overrides, with_parts
@@ -85,7 +86,7 @@ def further_problems(
     find(lambda: refuse_unread_seed(ready))
     find(lambda: build_noise(ready))
     find(lambda: check_best_metric(ready))
-    find(lambda: refuse_missing_device(ready.engine.device))
+    find(lambda: refuse_unfit_launch(ready) if strict else refuse_missing_device(ready.engine.device))
     find(
         lambda: refuse_unwritable(
             Path(ready.run_dir or ready.output_root), "run_dir" if ready.run_dir else "output_root"

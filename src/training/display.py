@@ -16,6 +16,18 @@ def shown(value: float | None, digits: int = 3) -> str:
     return "—" if value is None else f"{value:.{digits}f}"
 
 
+class NoDisplay:
+    """What ranks other than rank 0 show: nothing."""
+
+    @contextmanager
+    def showing(self, first_step: int) -> Iterator[None]:
+        yield
+
+    def step(self, step: int, record: dict[str, Any], speed: dict[str, Any]) -> None: ...
+
+    def validation(self, step: int, record: dict[str, Any], best: bool) -> None: ...
+
+
 class TerminalDisplay:
     """Shows steps and validations of one run on standard error, within ``showing``."""
 

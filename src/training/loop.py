@@ -5,19 +5,23 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from src.config import STOPPED
 from src.data.collate import PairBatch
 from src.engine.base import Engine
+from src.engine.ranks import Ranks
 from src.objective.objective import Objective
 from src.training.checkpoint import Checkpoints, Progress
-from src.training.distributions import keep_distributions
 from src.training.metrics import MetricsFile, Mirror, summarize
 from src.training.step import training_step, validate
+
+ALONE = Ranks()
 
 
 class Loader(Protocol):
@@ -33,7 +37,9 @@ class Loader(Protocol):
 
 
 class Display(Protocol):
-    """What the person at the terminal sees."""
+    """What the person at the terminal sees, within ``showing``."""
+
+    def showing(self, first_step: int) -> AbstractContextManager[None]: ...
 
     def step(self, step: int, record: dict[str, Any], speed: dict[str, Any]) -> None: ...
 
@@ -41,14 +47,25 @@ class Display(Protocol):
 
 
 class StopFlag:
-    """Turned on by SIGTERM and SIGUSR1; the loop looks at it between steps.
+    """Turned on by SIGTERM and SIGUSR1, or by one of ``files`` appearing; the loop looks at it between steps.
 
     Until ``deferring`` is set there is no step whose end is worth waiting for: a signal then ends the process at once.
+    A file that is there at the start is of an earlier run: it is removed, on rank 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: Sequence[Path] = (), ranks: Ranks = ALONE) -> None:
         self.signal: str | None = None
         self.deferring = False
+        self.files = files
+        self.stale = ranks.from_main(lambda: [path for path in files if removed_at_start(path)])
+
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether any rank was told to stop; then all know."""
+        if self.signal is None and ranks.is_main and any(path.exists() for path in self.files):
+            self.signal = "STOP file"
+        if ranks.anywhere(self.signal is not None):
+            self.signal = self.signal or "a signal to another rank"
+        return self.signal is not None
 
     @contextmanager
     def listening(self) -> Iterator[StopFlag]:
@@ -65,6 +82,15 @@ class StopFlag:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@cache
+def removed_at_start(path: Path) -> bool:
+    """Whether there was a file to remove, when first asked: one that comes later is meant for this process."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+        return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -121,12 +147,14 @@ class Loop:
         while True:
             improved = False
             due = self.schedule.validates(progress.step) and progress.validated_step < progress.step
-            if due and stop.signal is None:
+            stopping = stop.agreed(self.engine.ranks)
+            if due and not stopping:
                 progress, improved = self.validated(progress)
-            if stop.signal is not None or improved or self.schedule.keeps(progress.step):
+                stopping = stop.agreed(self.engine.ranks)
+            if stopping or improved or self.schedule.keeps(progress.step):
                 progress = replace(progress, metrics_length=self.metrics.length)
                 self.checkpoints.save(self.engine, progress, best=improved)
-            if stop.signal is not None or progress.step == self.schedule.total_steps:
+            if stopping or progress.step == self.schedule.total_steps:
                 return progress
             progress = self.stepped(progress)
 
@@ -162,7 +190,7 @@ class Loop:
         improved = progress.step > 0 and self.schedule.better(value, progress.best_value)
         self.log(record, progress.step)
         self.mirror.pairs(progress.step, output.pair_metrics)
-        keep_distributions(self.metrics.path.parent, progress.step, output.pair_metrics)
+        self.metrics.keep_pairs(progress.step, output.pair_metrics)
         self.display.validation(progress.step, record, improved)
         progress = replace(progress, validated_step=progress.step)
         return (replace(progress, best_step=progress.step, best_value=value) if improved else progress), improved

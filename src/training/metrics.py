@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from src.data.pairset import PairSet
 from src.errors import UserError
 from src.schema import TrainConfig
+from src.training.distributions import keep_distributions
 from src.training.step import StepOutput
 
 
@@ -49,6 +50,10 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def keep_pairs(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Keep the distributions of the metrics of single validation pairs, [n] each, beside the file."""
+        keep_distributions(self.path.parent, step, metrics)
+
     @property
     def length(self) -> int:
         """Bytes written so far."""
@@ -62,6 +67,20 @@ class MetricsFile:
                 "the file was edited or lost; restore it, or remove the run directory to start again"
             )
         os.truncate(self.path, length)
+
+
+class NoFile(MetricsFile):
+    """What a rank other than rank 0 writes to: nothing."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+    def keep_pairs(self, step: int, metrics: Mapping[str, Tensor]) -> None: ...
+
+    length = 0
+
+    def cut(self, length: int) -> None: ...
 
 
 class Mirror:

@@ -10,8 +10,8 @@ from src.data.prepare import PreparedData
 from src.data.sources import Source, has_pairs
 from src.errors import Problems, UserError
 from src.objective.objective import Objective
+from src.planner.shape import parameter_share
 from src.schema import TrainConfig
-from src.training.memory import parameter_share
 
 OF_PAIRS = ("reference", "scores", "mismatched", "per_token", "anchor_gaps", "gradient_norms", "statistics", "state")
 """Needs that demonstrations cannot serve: they have one response, whose loss looks at nothing else."""

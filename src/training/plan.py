@@ -17,10 +17,13 @@ from src.data.sources import Source, has_pairs
 from src.data.splits import split_of
 from src.data.templates import TextTemplate
 from src.errors import UserError
-from src.model.trainable import Share
 from src.objective.objective import Objective
 from src.objective.types import Needs
-from src.schema import TrainConfig
+from src.planner.fit import Fit, fit_of
+from src.planner.memory import Memory, memory_of
+from src.planner.shape import shape_of
+from src.planner.sizes import ModelShape, Rows, Setting
+from src.schema import DatasetConfig, TrainConfig
 from src.training.assemble import (
     build_objective,
     build_source,
@@ -30,8 +33,8 @@ from src.training.assemble import (
     sampler_of,
 )
 from src.training.checks import chosen_recipe, recipe_exists
-from src.training.memory import Memory, parameter_share, training_memory
 from src.training.needs import readers_of_scores
+from src.training.plan_sizes import Machines, rows_of, setting_of, work_of
 from src.training.run import hash_of_base, sft_base
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -51,7 +54,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to do. ``exact``: counts are of prepared tokens, not estimated from characters."""
+    """What a run is going to do. ``exact``: counts are of prepared tokens, not estimated from characters.
+
+    ``fits``: how it goes on each kind of GPU asked about.
+    """
 
     config: TrainConfig
     directory: Path
@@ -59,16 +65,17 @@ class Plan:
     needs: Needs
     exact: bool
     pairs: dict[str, int]
-    tokens_per_epoch: int
-    longest: int
+    rows: Rows
     steps: int
-    share: Share
+    shape: ModelShape
+    setting: Setting
     memory: Memory
+    fits: list[Fit]
     examples: list[Example]
     notes: list[str]
 
 
-def plan_of(config: TrainConfig) -> Plan:
+def plan_of(config: TrainConfig, machines: Machines) -> Plan:
     """The plan of a checked configuration; prepares the data when there is a tokenizer (training then reuses it)."""
     objective = build_objective(config)
     base = sft_base(config)
@@ -78,7 +85,13 @@ def plan_of(config: TrainConfig) -> Plan:
         notes.append("the reference is the model with its random initial weights, since model.init=scratch")
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config, objective) if tokenizer is None else prepared_counts(config, tokenizer)
-    share = parameter_share(config, None if tokenizer is None else len(tokenizer))
+    shape = shape_of(config, None if tokenizer is None else len(tokenizer))
+    setting, work, rows = setting_of(config, machines), work_of(config, objective, shape), counted["rows"]
+    if not shape.known:
+        counted["notes"] = [
+            *counted["notes"],
+            f"what blocks of a {shape.kind} model keep was not measured: activations are counted as a Llama's",
+        ]
     return Plan(
         config=config,
         directory=run_directory(config, hash_of_base(base)),
@@ -86,8 +99,10 @@ def plan_of(config: TrainConfig) -> Plan:
         needs=objective.needs,
         exact=tokenizer is not None,
         steps=sampler_of(config, counted["pairs"]["train"]).steps(config.training.epochs, config.training.max_steps),
-        share=share,
-        memory=training_memory(config, share, counted["longest"], objective.needs.rejected),
+        shape=shape,
+        setting=setting,
+        memory=memory_of(shape, rows, work, setting),
+        fits=[fit_of(gpu, shape, rows, work, setting) for gpu in machines.gpus],
         **counted | {"notes": notes + counted["notes"]},
     )
 
@@ -105,13 +120,11 @@ def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     objective = build_objective(config)
     data = prepare_data(config, build_template(config, tokenizer), build_source(config), objective)
     shown = [data.train[index] for index in range(min(3, len(data.train)))]
-    prompt, chosen, rejected = data.train.lengths()[: sampler_of(config, len(data.train)).pairs].T
-    both = 2 if objective.needs.rejected else 1
+    lengths = data.train.lengths()[: sampler_of(config, len(data.train)).pairs]
     return {
         "notes": preparation_notes(data.manifest),
         "pairs": {"train": len(data.train), "validation": len(data.validation)},
-        "tokens_per_epoch": int((both * prompt + chosen + rejected).sum()),
-        "longest": int((prompt + np.maximum(chosen, rejected)).max()),
+        "rows": rows_of(lengths, objective.needs.rejected),
         "examples": [
             Example(text_of(tokenizer, pair.prompt_ids), text_of(tokenizer, pair.chosen_ids)) for pair in shown
         ],
@@ -139,7 +152,7 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     template = TextTemplate.named(config.model.template or "chatml", response_span=dataset.response_span)
     counts, unscored = {"train": 0, "validation": 0}, []
     far_apart = ScoreFilter(dataset.min_score_gap)
-    tokens, longest, examples = 0, 0, list[Example]()
+    lengths, examples = list[tuple[int, int, int]](), list[Example]()
     for pair in pairs_or_demonstrations(build_source(config)):
         split = split_of(pair.prompt, dataset.validation_fraction, dataset.split_seed)
         if split == "train" and not far_apart.keeps(pair):
@@ -151,14 +164,13 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
             prompt, chosen = template.render_text(pair.prompt, pair.chosen)
             if len(examples) < 3:
                 examples.append(Example(prompt, chosen))
-            sizes = pair_sizes(prompt, chosen, pair)[: 2 if objective.needs.rejected else 1]
-            tokens += int(sum(min(size, dataset.max_length) for size in sizes))
-            longest = max(longest, min(int(max(sizes)), dataset.max_length))
+            lengths.append(pair_lengths(prompt, chosen, pair, dataset))
     far_apart.refuse_if_nothing_was_kept()
     refuse_unscored(unscored, sum(counts.values()), readers_of_scores(config, objective))
     out = far_apart.seen - far_apart.kept
     notes = [f"left out: {out} x {far_apart.reason}"] if out else []
-    return {"notes": notes, "pairs": counts, "tokens_per_epoch": tokens, "longest": longest, "examples": examples}
+    rows = rows_of(np.array(lengths), objective.needs.rejected)
+    return {"notes": notes, "pairs": counts, "rows": rows, "examples": examples}
 
 
 def pairs_or_demonstrations(source: Source) -> Iterator[PreferencePair]:
@@ -170,9 +182,9 @@ def pairs_or_demonstrations(source: Source) -> Iterator[PreferencePair]:
     )
 
 
-def pair_sizes(prompt: str, chosen: str, pair: PreferencePair) -> tuple[float, float]:
-    """Estimated tokens of the chosen and the rejected row."""
-    return (
-        (len(prompt) + len(chosen)) / CHARACTERS_PER_TOKEN,
-        (len(prompt) + len(pair.rejected)) / CHARACTERS_PER_TOKEN,
-    )
+def pair_lengths(prompt: str, chosen: str, pair: PreferencePair, dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Estimated tokens of the prompt, the chosen and the rejected response, cut to the limits."""
+    before = min(int(len(prompt) / CHARACTERS_PER_TOKEN), dataset.max_prompt_length)
+    room = dataset.max_length - before
+    after = (min(int(len(text) / CHARACTERS_PER_TOKEN), room) for text in (chosen, pair.rejected))
+    return (before, *after)  # type: ignore[return-value]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from src.engine.optimizer import warmup_steps
 from src.model.trainable import what_is_trained
-from src.training.memory import GIB
+from src.planner.launch import launch_command
+from src.planner.words import ASSUMED, fit_rows, launch_notes, memory_words
 from src.training.plan import Plan
 
 
@@ -21,37 +20,43 @@ def print_plan(plan: Plan, overrides: list[str]) -> None:
     for name, value in rows(plan):
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
+    console.print("\n[bold]GPUs[/bold]")
+    gpus = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in fit_rows(plan.fits, plan.steps):
+        gpus.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(gpus)
+    console.print(f"[dim]{ASSUMED}[/dim]")
     console.print("\n[bold]Examples[/bold] (supervised span in [green]green[/green], between ⟦ ⟧)")
     for number, example in enumerate(plan.examples, 1):
         console.print(f"[dim]{number}.[/dim] {escape(example.prompt)}[green]⟦{escape(example.response)}⟧[/green]\n")
-    for note in plan.notes:
+    for note in [*plan.notes, *launch_notes(plan.setting)]:
         console.print(f"[yellow]note[/yellow] {escape(note)}")
     console.print("\n[bold]Launch[/bold]")
-    console.print(f"  python -m src.train {shlex.join(overrides)}".rstrip(), soft_wrap=True, markup=False)
+    console.print(f"  {launch_command(plan.setting, overrides)}", soft_wrap=True, markup=False)
 
 
 def rows(plan: Plan) -> list[tuple[str, str]]:
     """The lines of the plan's table."""
     config, training = plan.config, plan.config.training
-    accumulation = training.global_batch_size // training.micro_batch_size
+    setting, share = plan.setting, plan.shape.share
     about = "" if plan.exact else "about "
-    tokens = plan.tokens_per_epoch * plan.steps * training.global_batch_size // max(plan.pairs["train"], 1)
+    tokens = int(plan.rows.tokens * plan.steps * training.global_batch_size)
     recipe = f"conf/recipe/{plan.recipe}.yaml" if plan.recipe else "none: the defaults of conf/train.yaml are untuned"
     return [
         ("method", f"{config.method['name']} ({needs_text(plan)})"),
         ("recipe", recipe),
-        ("model", f"{config.model.name}, {plan.share.total / 1e6:,.1f} M parameters, init={config.model.init}"),
-        ("trained", f"{plan.share}: {what_is_trained(config)}"),
+        ("model", f"{config.model.name}, {share.total / 1e6:,.1f} M parameters, init={config.model.init}"),
+        ("trained", f"{share}: {what_is_trained(config)}"),
         ("data", f"{config.dataset.name}: {about}{plan.pairs['train']} training, {plan.pairs['validation']} held out"),
         (
             "batch",
-            f"{training.global_batch_size} pairs = {training.micro_batch_size} a forward x {accumulation} accumulated "
-            "x 1 rank",
+            f"{training.global_batch_size} pairs = {training.micro_batch_size} a forward x {setting.micro_steps} "
+            f"accumulated x {setting.world} rank{'s' if setting.world > 1 else ''}",
         ),
         ("steps", f"{plan.steps} optimizer steps, {training.epochs:g} epochs, lr {training.learning_rate:g}"),
-        ("tokens", f"{about}{tokens:,} in all; longest row {about}{plan.longest}"),
+        ("tokens", f"{about}{tokens:,} in all; longest row {about}{plan.rows.longest}"),
         ("optimizer", optimizer_text(plan)),
-        ("memory", memory_text(plan)),
+        ("memory", memory_words(plan.memory)),
         ("directory", str(plan.directory)),
     ]
 
@@ -73,13 +78,3 @@ def needs_text(plan: Plan) -> str:
             f"statistics over {'one forward' if needs.statistics == 'forward' else f'{needs.statistics} pairs'}"
         )
     return "needs " + (", ".join(wanted) or "demonstrations only")
-
-
-def memory_text(plan: Plan) -> str:
-    """The estimate, by what it holds."""
-    memory = plan.memory
-    parts = ", ".join(
-        f"{name} {getattr(memory, name) / GIB:.2f}"
-        for name in ("weights", "gradients", "optimizer", "activations", "logits")
-    )
-    return f"about {memory.total / GIB:.2f} GiB on one device ({parts})"

@@ -101,7 +101,7 @@ def margin_gradient(
 ) -> Tensor:
     """Reward margins [n] of the group; the gradient of their mean, weighted by ``pulls``, is left in the engine."""
     count, found = sum(map(len, group)), []
-    for batch in group:
+    for batch in engine.forwards(group):
         margin = margins(engine, objective, batch)
         engine.backward((pulls(margin) * margin).sum() / count)
         found.append(margin.detach())

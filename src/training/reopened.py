@@ -53,7 +53,7 @@ def gradient_weights(directory: Path, which: str, split: str) -> GradientWeights
         run = assemble(Path(aside), trained, objective, start)
     saved = read_state(checkpoint)
     run.checkpoints.refuse_other_identity(checkpoint, saved["identity"])
-    run.engine.load(checkpoint / "model", saved["engine"])
+    run.engine.load(checkpoint, saved["engine"])
     loader, state = cast(PreparedLoader, run.loader), saved["progress"]["objective_state"]
     weights = [
         validate(run.engine, objective, state, window).pair_metrics["weight/gradient"].cpu()

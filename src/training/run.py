@@ -4,56 +4,56 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config import STOPPED, compose_train, config_hash, run_directory
-from src.data.mismatch import RULE
-from src.data.pairset import TokenizedPair
 from src.data.prepare import PreparedData
-from src.data.reference import ReferenceStore, reference_key, weights_hash
+from src.data.reference import weights_hash
 from src.data.sampler import WindowSampler
-from src.engine.local import LocalEngine, refuse_missing_device
+from src.engine.create import create_engine, needs_weights, refuse_unfit_launch
+from src.engine.local import device_of
+from src.engine.perturb import scope_note
+from src.engine.ranks import Ranks, join, ranks
 from src.environment import environment
 from src.errors import UserError
-from src.model.adapter import adapters_off, add_adapter, base_state, settings_of
+from src.model.adapter import add_adapter, base_state, settings_of
 from src.model.load import build_model
 from src.model.trainable import trained_share, what_is_trained
 from src.objective.objective import Objective
-from src.objective.types import PairLogProbs
 from src.schema import TrainConfig
 from src.training.assemble import (
-    Mismatched,
     PreparedLoader,
     build_objective,
     build_source,
     build_template,
     build_tokenizer,
     check_best_metric,
-    in_order,
     prepare_data,
     sampler_of,
 )
 from src.training.checkpoint import Checkpoints, Identity
-from src.training.display import TerminalDisplay, shown
+from src.training.display import NoDisplay, TerminalDisplay, shown
 from src.training.loop import Loop, Schedule, StopFlag
-from src.training.metrics import MetricsFile, open_mirror
-from src.training.rundir import Status, owned, read_status, refuse_other_configuration, say, write_json
+from src.training.metrics import MetricsFile, Mirror, NoFile, open_mirror
+from src.training.references import with_references
+from src.training.rundir import Status, Unsaid, owned, read_status, refuse_other_configuration, say, write_json
 
-REFERENCE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest difference, nats per token, between reference and untrained policy."""
+STOP = "STOP"
+"""A file of this name in the run directory ends the run after its step, with a checkpoint."""
+
+STOP_FILE = "MARGINALIA_STOP_FILE"
+"""The environment variable that names another such file: a batch script knows it before the run directory."""
 
 
-ENGINES = {"single": LocalEngine}
-"""What ``engine.name`` may be."""
+BASES: dict[str, TrainConfig] = {}
+"""SFT bases of this process: composing one takes a quarter of a second, and a run asks for it several times."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,32 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
     """
     objective = build_objective(config)
     check_best_metric(config)
-    refuse_missing_device(config.engine.device)
+    refuse_unfit_launch(config)
+    device = device_of(config.engine.device, ranks())
+    me = ranks() if config.engine.timeout_s is None else join(device, config.engine.timeout_s)
     base_config = sft_base(config)
     base_hash = hash_of_base(base_config)
     directory = run_directory(config, base_hash)
-    refuse_other_configuration(directory, config_hash(config, base_hash))
-    if read_status(directory).get("state") == "finished":
+    me.from_main(lambda: refuse_other_configuration(directory, config_hash(config, base_hash)))
+    if me.from_main(lambda: is_finished(directory)):
         say(f"finished already: {directory}")
         return 0
-    if base_config is not None and read_status(run_directory(base_config)).get("state") != "finished":
-        run_data(config, objective)  # what is wrong with the pairs is said before the base is trained, not after
+    if base_config is not None and not me.from_main(lambda: is_finished(run_directory(base_config))):
+        with me.main_first():
+            run_data(config, objective)  # what is wrong with the pairs is said before the base is trained, not after
     base = Base() if base_config is None else trained_base(base_config)
     if base is None:
         return STOPPED
-    with owned(directory, wait=wait):
-        if read_status(directory).get("state") == "finished":
+    with ExitStack() as until_the_end:
+        me.from_main(lambda: until_the_end.enter_context(owned(directory, wait=wait)))
+        if me.from_main(lambda: is_finished(directory)):
             return 0
-        return train_in(directory, config, objective, base)
+        return train_in(directory, config, objective, base, me)
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the run of that directory came to its end."""
+    return read_status(directory).get("state") == "finished"
 
 
 def planned_directory(config: TrainConfig) -> Path:
@@ -100,11 +109,12 @@ def hash_of_base(base: TrainConfig | None) -> str:
     return "" if base is None else config_hash(base)
 
 
-def sft_base(config: TrainConfig) -> TrainConfig | None:
+def sft_base(config: TrainConfig, known: TrainConfig | None = None) -> TrainConfig | None:
     """Configuration of the SFT run that ``model.init=sft`` starts from: same model and data, own recipe and seed.
 
     All parameters are trained, whatever the run itself trains, and no score filter applies to demonstrations: so the
-    runs of one model and data set share it.
+    runs of one model and data set share it. ``known``: what it was when the run was submitted; this process then
+    takes it from there instead of conf/.
     """
     if config.model.init != "sft":
         return None
@@ -120,13 +130,10 @@ def sft_base(config: TrainConfig) -> TrainConfig | None:
         "cache_root": config.cache_root,
     }
     names = ("method=sft", f"model={config.model.name}", f"dataset={config.dataset.name}", f"debug={debug}")
-    return composed_once(names, json.dumps(patch))
-
-
-@cache
-def composed_once(overrides: tuple[str, ...], patch: str) -> TrainConfig:
-    """``compose_train``, which takes a quarter of a second, once a process: a run asks for its base several times."""
-    return compose_train(list(overrides), json.loads(patch))
+    key = json.dumps([names, patch])
+    if key not in BASES:
+        BASES[key] = known or compose_train(list(names), patch)
+    return BASES[key]
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def plain(node: Any) -> dict[str, Any]:
 def trained_base(config: TrainConfig) -> Base | None:
     """The SFT base, trained now unless it was before; ``None`` when its training was stopped."""
     directory = run_directory(config)
-    if read_status(directory).get("state") == "finished":
+    if ranks().from_main(lambda: is_finished(directory)):
         refuse_stale_base(directory, config)
         say(f"SFT base: reusing {directory}")
     else:
@@ -157,20 +164,20 @@ def refuse_stale_base(directory: Path, config: TrainConfig) -> None:
         )
 
 
-def train_in(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> int:
-    """Train in ``directory``, which this process owns; status.json follows every turn."""
+def train_in(directory: Path, config: TrainConfig, objective: Objective, base: Base, me: Ranks) -> int:
+    """Train in ``directory``, which this run owns; status.json follows every turn."""
     say(f"run directory: {directory}")
-    status = Status(directory, config_hash(config, base.config_hash))
-    OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
-    write_json(directory / "environment.json", environment())
-    with StopFlag().listening() as stop:
+    status = Status(directory, config_hash(config, base.config_hash)) if me.is_main else Unsaid()
+    if me.is_main:
+        OmegaConf.save(OmegaConf.create(plain(config)), directory / "config.yaml")
+        write_json(directory / "environment.json", environment())
+    with stop_flag(directory, me).listening() as stop:
         try:
             run = assemble(directory, config, objective, base)
             progress, total = run.start(), run.schedule.total_steps
-            say(f"training {trained_share(cast(LocalEngine, run.engine).model)}: {what_is_trained(config)}")
             stop.deferring = True
             status.write("running", progress, total)
-            with cast(TerminalDisplay, run.display).showing(progress.step):
+            with run.display.showing(progress.step):
                 progress = run.run(progress, stop)
             run.mirror.finish()
         except Exception as error:
@@ -185,24 +192,41 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
     return 0
 
 
+def stop_flag(directory: Path, me: Ranks) -> StopFlag:
+    """The flag that stops the run of ``directory``; one that was forgotten there is removed, and said."""
+    named = os.environ.get(STOP_FILE)
+    stop = StopFlag([directory / STOP, *([Path(named)] if named else [])], me)
+    for path in stop.stale:
+        say(f"{path} was there before the run started, so it is of an earlier one: removed")
+    return stop
+
+
 def assemble(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> Loop:
-    """Data, model, reference log-probs and engine of a run, ready to start."""
+    """Data, model, reference log-probs and engine of a run, ready to start; every rank comes here."""
+    me = ranks()
     set_seed(config.seed)
-    data, tokenizer = run_data(config, objective)
-    write_json(directory / "manifest.json", data.manifest)
+    with me.main_first():
+        data, tokenizer = run_data(config, objective)
     sampler = sampler_of(config, len(data.train))
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
     model = initial_policy(directory, config, base, len(tokenizer))
-    engine = ENGINES[config.engine.name](model, config.training, total_steps, config.engine.device, config.model.dtype)
+    if me.is_main:
+        write_json(directory / "manifest.json", data.manifest)
+        write_json(directory / "model.json", described(model, config, base))
+    # engines may shard the model and change it, so this is asked of it before
+    weights = me.from_main(lambda: weights_hash(base_state(model))) if objective.needs.reference else ""
+    say(f"training {trained_share(model)}: {what_is_trained(config)}")
     scope = getattr(objective.perturbation, "scope", None)
     if scope is not None:
-        say(engine.perturbation_note(scope))
-    batch, limit = config.evaluation.micro_batch_size, config.evaluation.max_pairs
-    loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
+        say(scope_note(model, scope))
+    engine = create_engine(config, model, total_steps)
+    batch, limit = config.evaluation.micro_batch_size * me.size, config.evaluation.max_pairs
+    across = replace(sampler, micro_batch_size=sampler.micro_batch_size * me.size)
+    loader = PreparedLoader(data.train, data.validation, across, engine.device, batch, limit)
     if objective.needs.mismatched:
         loader = loader.with_mismatched(config.dataset.max_length)
     if objective.needs.reference:
-        loader = with_references(loader, engine, data, config)
+        loader = with_references(loader, engine, data, config, weights)
     hashed = config_hash(config, base.config_hash)
     return Loop(
         engine=engine,
@@ -210,10 +234,10 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
         loader=loader,
         schedule=schedule_of(config, sampler, total_steps),
         checkpoints=Checkpoints(directory / "checkpoints", Identity(hashed, data.manifest["hash"]), tokenizer),
-        metrics=MetricsFile(directory / "metrics.jsonl"),
-        timings=MetricsFile(directory / "timings.jsonl"),
-        mirror=open_mirror(config, hashed, directory, data.validation, tokenizer),
-        display=TerminalDisplay(config.method["name"], total_steps),
+        metrics=MetricsFile(directory / "metrics.jsonl") if me.is_main else NoFile(),
+        timings=MetricsFile(directory / "timings.jsonl") if me.is_main else NoFile(),
+        mirror=open_mirror(config, hashed, directory, data.validation, tokenizer) if me.is_main else Mirror(),
+        display=TerminalDisplay(config.method["name"], total_steps) if me.is_main else NoDisplay(),
         noisy=bool(data.manifest["flipped"]["count"]),
     )
 
@@ -230,23 +254,28 @@ def run_data(config: TrainConfig, objective: Objective) -> tuple[PreparedData, P
 
 
 def initial_policy(directory: Path, config: TrainConfig, base: Base, vocabulary: int) -> PreTrainedModel:
-    """The policy before any step, with its adapter if there is one; ``model.json`` says what of it is trained."""
-    start = base.model_path or config.model.path
-    model = build_model(config.model, start, vocabulary, config.seed)
+    """The policy before any step, with its adapter if there is one; a rank that gets its weights from rank 0 has the
+    shape alone."""
+    start, me = base.model_path or config.model.path, ranks()
+    model = build_model(config.model, start, vocabulary, config.seed, weights=needs_weights(config, me))
     if config.adapter.name != "none":
         revision = config.model.revision if start == config.model.path else None
-        add_adapter(model, config.adapter, config.seed, start or kept_base(model, directory), revision)
+        start = start or me.from_main(lambda: kept_base(model, directory))
+        add_adapter(model, config.adapter, config.seed, start, revision)
+    return model
+
+
+def described(model: PreTrainedModel, config: TrainConfig, base: Base) -> dict[str, Any]:
+    """What ``model.json`` says: what of the model is trained."""
     share, settings = trained_share(model), settings_of(model)
-    described = {
+    return {
         "parameters": share.total,
         "trained": share.trained,
         "trained_share": share.trained / share.total,
         "trainable": config.model.trainable,
         "adapter": config.adapter.name,
-        "base": settings.base_model_name_or_path if settings else start,
+        "base": settings.base_model_name_or_path if settings else base.model_path or config.model.path,
     }
-    write_json(directory / "model.json", described)
-    return model
 
 
 def kept_base(model: PreTrainedModel, directory: Path) -> str:
@@ -270,71 +299,3 @@ def schedule_of(config: TrainConfig, sampler: WindowSampler, total_steps: int) -
         max_grad_norm=config.training.max_grad_norm,
         steps_per_epoch=sampler.pairs / sampler.global_batch_size,
     )
-
-
-def with_references(
-    loader: PreparedLoader, engine: LocalEngine, data: PreparedData, config: TrainConfig
-) -> PreparedLoader:
-    """The loader with the reference's log-probs of both splits.
-
-    The reference is the policy before any step: for an adapter its base, so that runs with and without one share it.
-    """
-    weights = weights_hash(base_state(engine.model))
-
-    def store(split: str, pairs: Sequence[TokenizedPair], what: str) -> ReferenceStore:
-        key = reference_key(data.manifest["hash"], split, weights, config.model.dtype)
-        path = Path(config.cache_root) / "reference" / f"{key}.safetensors"
-        return reference_store(path, engine, loader, pairs, what)
-
-    def mismatched(split: str, found: Mismatched | None) -> Mismatched | None:
-        if found is None:
-            return None
-        return replace(found, reference=store(f"{split} {RULE}", found.pairs, f"mismatched {split} pairs"))
-
-    loader = replace(
-        loader,
-        train_reference=store("train", data.train, "train pairs"),
-        validation_reference=store("validation", data.validation, "validation pairs"),
-        train_mismatched=mismatched("train", loader.train_mismatched),
-        validation_mismatched=mismatched("validation", loader.validation_mismatched),
-    )
-    check_reference(engine, loader, REFERENCE_TOLERANCE[config.model.dtype])
-    return loader
-
-
-def reference_store(
-    path: Path, engine: LocalEngine, loader: PreparedLoader, pairs: Sequence[TokenizedPair], what: str
-) -> ReferenceStore:
-    """The store at ``path``, computed and written when it is not there yet."""
-    if path.exists():
-        return ReferenceStore.load(path)
-    say(f"reference log-probs: computing those of {len(pairs)} {what} once")
-    with torch.no_grad(), adapters_off(engine.model):
-        parts = [
-            engine.log_probs(loader.batch(pairs, indices, None)).to(torch.device("cpu"))
-            for indices in in_order(len(pairs), loader.validation_batch)
-        ]
-    store = ReferenceStore(PairLogProbs.concatenate(parts))
-    store.save(path)
-    return store
-
-
-def check_reference(engine: LocalEngine, loader: PreparedLoader, tolerance: float) -> None:
-    """Before any step the policy is the reference; raises ``UserError`` when the stored log-probs say otherwise."""
-    first = loader.window(0)[0]
-    gaps = []
-    for batch in [first] if first.mismatched is None else [first, first.mismatched]:
-        assert batch.reference is not None
-        with torch.no_grad(), adapters_off(engine.model):
-            policy = engine.log_probs(batch)
-        for mine, stored in ((policy.chosen, batch.reference.chosen), (policy.rejected, batch.reference.rejected)):
-            gap = (mine.summed - stored.summed).abs()
-            # a mismatched response may be cut to a few improbable tokens, whose rounding only a whole batch averages
-            gaps.append((gap / stored.tokens.clamp(min=1)).max() if batch is first else gap.sum() / stored.tokens.sum())
-    worst = float(torch.stack(gaps).max())
-    if not worst <= tolerance:
-        raise UserError(
-            f"the stored reference log-probs differ from the untrained policy by {worst:.2g} nats per token "
-            f"(at most {tolerance:g} is rounding), so they belong to other weights or tokens; "
-            "remove the folder 'reference' of cache_root, so that they are computed again"
-        )

@@ -12,13 +12,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from src.engine.ranks import ranks
 from src.errors import UserError
 from src.training.checkpoint import Progress
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal; standard output stays free for results."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person at the terminal, from rank 0; standard output stays free for results."""
+    if ranks().is_main:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -57,6 +59,14 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+class Unsaid:
+    """What a rank other than rank 0 says of the run: nothing."""
+
+    def write(self, state: str, progress: Progress, total_steps: int, message: str = "") -> None: ...
+
+    def fail(self, message: str) -> None: ...
 
 
 class Status:

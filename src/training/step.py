@@ -68,7 +68,7 @@ def pass_over(
     totals, losses, collected, start = totals_of(window), [], [], 0
     with torch.set_grad_enabled(learning):
         terms_of_window, state = window_terms(engine, objective, state, window, probed, learning)
-        for batch in window:
+        for batch in engine.forwards(window):
             pairs = slice(start, start + len(batch))
             found = pair_inputs(engine, objective, batch, for_terms=terms_of_window is None)
             inputs = with_probed(found, probed, pairs)

@@ -1,0 +1,111 @@
+"""Several ranks that hold the same model (DDP), and what every engine of several ranks shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from src.data.collate import PairBatch
+from src.engine.gather import gathered_rows
+from src.engine.local import LocalEngine, device_of, random_state, restore_random_state
+from src.engine.ranks import Ranks, join, ranks
+from src.model.logps import Kernel, as_pairs
+from src.objective.perturbations import PerturbedScope
+from src.objective.types import PairLogProbs, tensors_of
+from src.schema import EngineConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class DdpEngine(LocalEngine):
+    """Every rank holds model and optimizer whole; gradients are averaged over ranks in the last backward of a window.
+
+    Forwards are of the pairs of all ranks (``training.micro_batch_size`` times their number). Each rank computes its
+    share; log-probs are gathered, so the objective is computed on all pairs, alike on every rank.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: TrainingConfig,
+        total_steps: int,
+        engine: EngineConfig,
+        dtype: str,
+    ) -> None:
+        self.engine = engine
+        assert engine.timeout_s is not None
+        self.joined = join(device_of(engine.device, ranks()), engine.timeout_s)
+        super().__init__(model, config, total_steps, engine.device, dtype)
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.joined
+
+    def wrapped(self, kernel: Kernel) -> torch.nn.Module:
+        bucket_mb = self.engine.bucket_mb
+        return DistributedDataParallel(
+            kernel, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, forward_sync_buffers=False
+        )
+
+    def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        batches = list(window)
+        for number, batch in enumerate(batches, 1):
+            self.synchronize(number == len(batches))
+            yield batch
+
+    def synchronize(self, last: bool) -> None:
+        """Whether the next backward is the last of its window."""
+        self.kernel.require_backward_grad_sync = last  # type: ignore[assignment]
+
+    def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
+        with self.autocast():
+            mine = self.kernel(own_share(batch, self.ranks), per_token, prompt)
+        return as_pairs(gathered_rows(mine, len(batch), self.ranks), prompt=prompt)
+
+    def backward(self, loss: Tensor) -> None:
+        # engines average over ranks; each has the gradient of its own pairs alone, and wanted is the sum
+        super().backward(loss * self.ranks.size)
+
+    def slopes(
+        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
+    ) -> tuple[PairLogProbs, PairLogProbs]:
+        found = super().slopes(own_share(batch, self.ranks), scope, adaptive=adaptive, per_token=per_token)
+        values, slopes = (as_pairs(gathered_rows(tensors_of(part), len(batch), self.ranks)) for part in found)
+        return values, slopes
+
+    def save_model(self, directory: Path) -> None:
+        if self.ranks.is_main:
+            super().save_model(directory)
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), "random": self.random_states(), "ranks": self.ranks.size}
+
+    def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        super().load(checkpoint, {**state, "random": state["random"][0]})
+        self.restore_random_states(state["random"])
+
+    def random_states(self) -> list[Any]:
+        """The generators of every rank, in order."""
+        found: list[Any] = [None] * self.ranks.size
+        dist.all_gather_object(found, random_state(self.device))
+        return found
+
+    def restore_random_states(self, states: list[Any]) -> None:
+        """This rank's generators; those of a rank that was not there before start as rank 0's."""
+        known = self.ranks.rank < len(states)
+        restore_random_state(states[self.ranks.rank if known else 0], self.device)
+
+
+def own_share(batch: PairBatch, ranks: Ranks) -> PairBatch:
+    """The pairs of ``batch`` that this rank computes; where there is none, one that stands in for it."""
+    share = ranks.share(len(batch))
+    if len(share) == len(batch):
+        return batch
+    return batch[share.start : share.stop] if share else batch[:1]
