@@ -180,6 +180,20 @@ class ReproduceConfig:
 
 
 @dataclass
+class SubmitConfig:
+    """conf/submit.yaml: trainings, and what goes with them, as jobs of SLURM."""
+
+    cluster: Any = MISSING
+    action: str = one_of("submit", "dry_run", "test_only", "status")
+    chain: bool = False
+    evaluations: list[str] = field(default_factory=list)
+    records_root: str = MISSING
+    evaluations_root: str = MISSING
+    report: str = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+@dataclass
 class DashboardConfig:
     """conf/dashboard.yaml: workspaces of W&B, and records as runs there."""
 

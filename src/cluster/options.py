@@ -84,7 +84,11 @@ class Options:
             "MARGINALIA_CONTAINER": self.container or "",
             "MARGINALIA_CONTAINER_RUNTIME": self.container_runtime,
         }
-        caches = {"HF_HOME": self.hf_home, "TORCH_EXTENSIONS_DIR": self.torch_extensions}
+        caches = {
+            "HF_HOME": self.hf_home,
+            "TORCH_EXTENSIONS_DIR": self.torch_extensions,
+            "MARGINALIA_CACHE": self.cache_root,
+        }
         return given | {name: str(Path(path).expanduser().absolute()) for name, path in caches.items() if path}
 
     @property
