@@ -97,7 +97,8 @@ def tell(error: Exception, config_name: str, with_traceback: bool) -> int:
     """Print what went wrong on standard error; returns the exit code that goes with it."""
     if with_traceback:
         traceback.print_exception(error)
-    print(f"error: {in_our_words(error, config_name)}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of a machine say the same
+        print(f"error: {in_our_words(error, config_name)}", file=sys.stderr)
     return error.exit_code if isinstance(error, UserError) else 2
 
 

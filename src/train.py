@@ -9,7 +9,7 @@ from src.cli import entry_point
 
 def main(config: DictConfig) -> int:
     # late: torch and transformers take seconds to import, and --help and --cfg need neither
-    from src.engine.ranks import together
+    from src.engine.join import together
     from src.training.checks import checked
     from src.training.run import train
 

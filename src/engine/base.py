@@ -29,6 +29,10 @@ class Engine(Protocol):
         """The processes among which every forward is divided."""
         ...
 
+    def at(self, step: int, doing: str) -> None:
+        """The run has finished ``step`` and begins with ``doing``: said when a rank hangs there."""
+        ...
+
     def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
         """The batches of ``window``, each of which is to have its forward and its backward before the next is taken.
 

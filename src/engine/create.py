@@ -34,7 +34,9 @@ def create_engine(config: TrainConfig, model: PreTrainedModel, total_steps: int)
         from src.engine.fsdp import Fsdp2Engine
 
         return Fsdp2Engine(model, training, total_steps, config.engine, dtype)
-    raise UserError(f"engine={name} is not known")
+    from src.engine.zero import ZeroEngine
+
+    return ZeroEngine(model, training, total_steps, config.engine, dtype)
 
 
 def kind_of(config: TrainConfig) -> str:
@@ -72,7 +74,7 @@ def refuse_unfit_launch(config: TrainConfig) -> None:
     refuse_uneven_batch(config, me.size)
     if me.size > 1 and config.method.get("queue_scope") == "rank":
         raise UserError(
-            "method.queue_scope=rank keeps one queue of margins per rank, but here every rank knows the margins of all; "
+            "method.queue_scope=rank keeps a queue of margins for each rank, but here each knows the margins of all; "
             "use method.queue_scope=global, whose result does not depend on the number of ranks"
         )
 

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.data.collate import PairBatch
 from src.engine.gather import gathered_rows
+from src.engine.join import join, watchdog
 from src.engine.local import LocalEngine, device_of, random_state, restore_random_state
-from src.engine.ranks import Ranks, join, ranks
+from src.engine.ranks import Ranks, ranks
 from src.model.logps import Kernel, as_pairs
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs, tensors_of
@@ -42,6 +43,7 @@ class DdpEngine(LocalEngine):
         self.engine = engine
         assert engine.timeout_s is not None
         self.joined = join(device_of(engine.device, ranks()), engine.timeout_s)
+        self.watch = watchdog()
         super().__init__(model, config, total_steps, engine.device, dtype)
 
     @property
@@ -54,6 +56,9 @@ class DdpEngine(LocalEngine):
             kernel, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
 
+    def at(self, step: int, doing: str) -> None:
+        self.watch.at(step, doing)
+
     def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
         batches = list(window)
         for number, batch in enumerate(batches, 1):
@@ -65,6 +70,7 @@ class DdpEngine(LocalEngine):
         self.kernel.require_backward_grad_sync = last  # type: ignore[assignment]
 
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
+        self.watch.moved()
         with self.autocast():
             mine = self.kernel(own_share(batch, self.ranks), per_token, prompt)
         return as_pairs(gathered_rows(mine, len(batch), self.ranks), prompt=prompt)

@@ -70,6 +70,9 @@ class LocalEngine:
         """The kernel as this engine calls it."""
         return kernel
 
+    def at(self, step: int, doing: str) -> None:
+        """Nobody waits for a single process."""
+
     def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
         yield from window
 

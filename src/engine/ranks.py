@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 
-from src.config import STOPPED
 from src.errors import UserError
 
 T = TypeVar("T")
+MEETING: list[Store] = []
+"""The store of the group that this process has joined, if any."""
+
+TURNS = count()
+"""Every rank comes through ``main_first`` in the same order, so each time has a number."""
+
 LAUNCHED = ("RANK", "WORLD_SIZE")
 """What a launcher of several processes puts into the environment; torchrun sets more."""
-
-
-class MissingRankError(UserError):
-    """Not every process of the run has come."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,15 @@ class Ranks:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The block runs on rank 0, then on the others at once: they find in caches what it put there."""
-        if self.size > 1 and not self.is_main:
-            self.barrier()
+        # not a barrier, whose patience ends after engine.timeout_s: preparing data may take longer
+        turn = None if self.size == 1 else next(TURNS)
+        if turn is not None and not self.is_main:
+            meeting().wait([f"main/{turn}"], timedelta(days=3))
         try:
             yield
         finally:
-            if self.size > 1 and self.is_main:
-                self.barrier()
+            if turn is not None and self.is_main:
+                meeting().set(f"main/{turn}", "done")
 
     def anywhere(self, flag: bool) -> bool:
         """Whether ``flag`` is set on any rank."""
@@ -104,12 +107,20 @@ def outcome(produce: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """The value of a call, or the error that it raised, as it can be sent to other processes."""
     try:
         return produce(), None
+    except UserError as error:
+        return None, UserError(str(error), exit_code=error.exit_code)  # those with more fields do not pickle
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:
             return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
+
+
+def meeting() -> Store:
+    """The key-value store of the group."""
+    assert MEETING, "the group was not joined"
+    return MEETING[0]
 
 
 def communication_device() -> torch.device:
@@ -128,81 +139,3 @@ def ranks() -> Ranks:
     if not launched():
         return Ranks()
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def join(device: torch.device, timeout_s: float) -> Ranks:
-    """Join the group of all ranks (gloo on the CPU, NCCL on CUDA), once a process.
-
-    Raises ``MissingRankError`` that names the ranks that have not come within ``timeout_s`` seconds, and ``UserError``
-    when the launcher did not say where to meet.
-    """
-    me = ranks()
-    if me.size == 1 or dist.is_initialized():
-        return me
-    store = meeting_place(me, timeout_s)
-    wait_for_all(me, store, timeout_s)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=me.rank,
-        world_size=me.size,
-        timeout=timedelta(seconds=timeout_s),
-    )
-    return me
-
-
-def meeting_place(me: Ranks, timeout_s: float) -> Store:
-    """The key-value store at MASTER_ADDR:MASTER_PORT, which torchrun's agent holds, or else rank 0."""
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if not host or not port:
-        raise UserError(
-            f"this process is rank {me.rank} of {me.size}, but MASTER_ADDR and MASTER_PORT do not say where the ranks "
-            "meet; start it with torchrun (python -m src.preflight prints the command), or set both"
-        )
-    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        return TCPStore(
-            host,
-            int(port),
-            is_master=me.is_main and not held_by_agent,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=timeout_s),
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise MissingRankError(
-            f"rank {me.rank} of {me.size} found nobody at {host}:{port} within {timeout_s:g} s (rank 0 meets the others "
-            f"there): {str(error).splitlines()[0]}; look whether rank 0 runs and MASTER_ADDR can be reached"
-        ) from error
-
-
-def wait_for_all(me: Ranks, store: Store, timeout_s: float) -> None:
-    """Return when every rank is there; raises ``MissingRankError`` that names those that are not."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    names = [f"here/{attempt}/{rank}" for rank in range(me.size)]
-    store.set(names[me.rank], socket.gethostname())
-    try:
-        store.wait(names, timedelta(seconds=timeout_s))
-    except (RuntimeError, dist.DistStoreError) as error:
-        absent = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
-        present = sorted({store.get(name).decode() for name in names if store.check([name])})
-        raise MissingRankError(
-            f"rank {', '.join(absent) or '?'} of {me.size} has not come within {timeout_s:g} s; here are those on "
-            f"{', '.join(present)}. Look at the logs of the other machines, or raise engine.timeout_s"
-        ) from error
-
-
-def together(task: Callable[[], int]) -> int:
-    """The exit code of ``task``, which may join the group; the group is left at its end, or processes may abort there.
-
-    A stopped task is no failure where a launcher waits: it would end the other ranks for it. status.json says it.
-    """
-    try:
-        code = task()
-        if dist.is_initialized():
-            dist.barrier()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return 0 if code == STOPPED and launched() else code

@@ -147,15 +147,18 @@ class Loop:
         while True:
             improved = False
             due = self.schedule.validates(progress.step) and progress.validated_step < progress.step
+            self.engine.at(progress.step, "validation" if due else "a step")
             stopping = stop.agreed(self.engine.ranks)
             if due and not stopping:
                 progress, improved = self.validated(progress)
                 stopping = stop.agreed(self.engine.ranks)
             if stopping or improved or self.schedule.keeps(progress.step):
+                self.engine.at(progress.step, "a checkpoint")
                 progress = replace(progress, metrics_length=self.metrics.length)
                 self.checkpoints.save(self.engine, progress, best=improved)
             if stopping or progress.step == self.schedule.total_steps:
                 return progress
+            self.engine.at(progress.step, "a step")
             progress = self.stepped(progress)
 
     def stepped(self, progress: Progress) -> Progress:

@@ -18,9 +18,10 @@ from src.data.prepare import PreparedData
 from src.data.reference import weights_hash
 from src.data.sampler import WindowSampler
 from src.engine.create import create_engine, needs_weights, refuse_unfit_launch
+from src.engine.join import join
 from src.engine.local import device_of
 from src.engine.perturb import scope_note
-from src.engine.ranks import Ranks, join, ranks
+from src.engine.ranks import Ranks, ranks
 from src.environment import environment
 from src.errors import UserError
 from src.model.adapter import add_adapter, base_state, settings_of
