@@ -168,6 +168,7 @@ class ReproduceConfig:
     action: str = one_of("run", "dry_run", "missing", "submit", "status", "table", "trace")
     cell: str | None = None
     launcher: Any = MISSING
+    cluster: Any = MISSING
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     workers: int | None = number(None, at_least=1)
     threads: int = number(at_least=1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.benchmark_schema import ReproduceConfig
 from src.cli import entry_point
-from src.config import ROOT, STOPPED, problems_of
+from src.config import STOPPED, problems_of
 from src.errors import Problems, UserError
 
 if TYPE_CHECKING:
@@ -35,6 +33,7 @@ def main(config: DictConfig) -> int:
     if problems := problems_of(config, ReproduceConfig):
         raise Problems([with_choices(problem, config) for problem in problems])
     checked = cast(ReproduceConfig, config)
+    refuse_unread(checked, sys.argv[1:])
     if (checked.cell is not None) != (checked.action == "trace"):
         raise UserError("a cell is traced by --trace LABEL/LABEL/COLUMN, such as --trace Llama3-8B-Base/AMaPO/ae2_lc")
     from src.experiments.experiment import find, load
@@ -75,6 +74,19 @@ def compared(config: ReproduceConfig, experiment: Experiment) -> int:
     print(text)
     print("\n".join(map(str, paths)), file=sys.stderr)
     return 0
+
+
+def refuse_unread(config: ReproduceConfig, arguments: list[str]) -> None:
+    """Raise ``UserError`` for keys of a cluster that this table's jobs would not be submitted by."""
+    given = [argument for argument in arguments if argument.startswith("cluster.")]
+    if given and "cluster" not in config.launcher:
+        raise UserError(f"{' '.join(given)} would not be read without launcher=slurm; add that, or leave it out")
+    for key in ("nodes", "gpus_per_node"):
+        if any(argument.startswith(f"cluster.{key}=") for argument in given):
+            raise UserError(
+                f"cluster.{key} is not read here: trainings of a table take what experiments/scale/{config.scale}.yaml "
+                f"says (resources), evaluations one node, judging no GPU; write launcher.{key}=... for the trainings"
+            )
 
 
 def with_choices(problem: str, config: DictConfig) -> str:
@@ -183,27 +195,13 @@ def signals() -> Iterator[list[int]]:
 
 
 def submitted(config: ReproduceConfig, progress: Progress) -> int:
-    """Start the same command without --submit in the background; its words go to a file."""
-    from src.experiments.jobs import JOBS
-
-    if not looked_ahead(progress):
+    """Have the launcher run what is missing, without waiting for it."""
+    if not (missing := looked_ahead(progress)):
         print(f"nothing is missing; the table: {command_of(config, '--table')}")
         return 0
     overrides = [argument for argument in sys.argv[1:] if argument != "action=submit"]
-    folder = Path(config.output_root) / JOBS
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"reproduce-{progress.plan.experiment.name}-{config.scale}.log"
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "src.reproduce", *overrides],
-            env=os.environ | {"PYTHONPATH": search},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    print(f"process {process.pid} is at it; its words: {log}; how far it is: {command_of(config, '--status')}")
+    print("\n".join(progress.launcher.submit(missing, overrides)))
+    print(f"how far it is: {command_of(config, '--status')}")
     return 0
 
 

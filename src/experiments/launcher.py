@@ -64,6 +64,12 @@ class Launcher(Protocol):
         runs twice at a time, and what one process finished or saw failing is not run again by the other.
         """
 
+    def submit(self, jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
+        """Have ``jobs`` run without us, then the table rendered; returns at once with what is to be said of it.
+
+        ``command``: arguments of src.reproduce for the table. Raises ``UserError``.
+        """
+
 
 @dataclass(frozen=True)
 class Local:
@@ -110,7 +116,7 @@ class LocalLauncher:
     def state(self, job: Job) -> State:
         if self.done(job):
             return "done"
-        if self.is_locked(job):
+        if is_locked(self.place(job)):
             return "running"
         return "failed" if self.note(job).get("state") == "failed" else "missing"
 
@@ -155,6 +161,21 @@ class LocalLauncher:
                 watch.say(f"stopping {len(self._running)} jobs; trainings write a checkpoint first")
             self.stop()
         return not broken and not waiting
+
+    def submit(self, jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}.log"
+        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "src.reproduce", *command],
+                env=os.environ | {"PYTHONPATH": search},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return [f"process {process.pid} is at it; its words: {log}"]
 
     def begin(self, job: Job, began: float, watch: Watch) -> str:
         """Start a job: "started"; "done" or "failed" when another process saw to it, "later" while it is at it;
@@ -203,7 +224,9 @@ class LocalLauncher:
             pass_fds=locks,  # it keeps them if we are killed
         )
         self._running[job.id] = Running(job, process, locks, log, time.monotonic())
-        self.write(job, {"state": "running", "command": job.command, "pid": process.pid, "started": time.time()})
+        write_note(
+            self.place(job), {"state": "running", "command": job.command, "pid": process.pid, "started": time.time()}
+        )
 
     def ended(self) -> list[Running]:
         """Processes that have ended since the last look."""
@@ -221,7 +244,7 @@ class LocalLauncher:
             state = "missing"
         seconds = round(time.monotonic() - running.started, 1)
         found = {"state": state, "code": code, "seconds": seconds, "ended": time.time()}
-        self.write(running.job, {**found, "command": running.job.command})
+        write_note(self.place(running.job), {**found, "command": running.job.command})
         for lock in running.locks:
             os.close(lock)
         return state
@@ -249,25 +272,28 @@ class LocalLauncher:
         """The folder of what is known of a job."""
         return self.folder / job.id
 
-    def is_locked(self, job: Job) -> bool:
-        """Whether some process works on the job now."""
-        if not self.place(job).exists():
-            return False
-        if (lock := locked(self.place(job) / ".lock")) is None:
-            return True
-        os.close(lock)
-        return False
-
-    def write(self, job: Job, value: Mapping[str, Any]) -> None:
-        """Write a job's note aside, then rename."""
-        aside = self.place(job) / f".status.{os.getpid()}"
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        aside.replace(self.place(job) / "status.json")
-
 
 def ready(waiting: Mapping[str, Job], unmet: set[str]) -> list[Job]:
     """Jobs that need none of those that wait or that are ``unmet``: run now, or ended without a result."""
     return [job for job in waiting.values() if not any(need in waiting or need in unmet for need in job.needs)]
+
+
+def is_locked(place: Path) -> bool:
+    """Whether some process of this machine works on the job of that folder now."""
+    if not place.exists():
+        return False
+    if (lock := locked(place / ".lock")) is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def write_note(place: Path, value: Mapping[str, Any]) -> None:
+    """Write what is known of a job into its folder: aside, then renamed."""
+    place.mkdir(parents=True, exist_ok=True)
+    aside = place / f".status.{os.getpid()}"
+    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    aside.replace(place / "status.json")
 
 
 def locked(path: Path) -> int | None:

@@ -22,7 +22,7 @@ from src.experiments.plan import Plan
 from src.experiments.published import Labels
 from src.experiments.results import Results
 
-STATES: tuple[State, ...] = ("done", "running", "failed", "missing")
+STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "missing")
 
 
 class Progress:
@@ -87,14 +87,24 @@ class Progress:
     def summary(self, states: dict[str, State]) -> str:
         """How many jobs are in which state, and the time that is left."""
         counts = Counter(states.values())
-        spoken = ", ".join(f"{counts[state]} {state}" for state in STATES)
+        spoken = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "queued")
         left = "" if set(states.values()) <= {"done"} else f"; about {self.left(states):.0f} min left"
         return f"{spoken}{left}"
 
     def at_work(self, states: dict[str, State]) -> list[str]:
         """A line per job that runs: how far it is, how fast and how long already."""
         jobs = [job for job in self.plan.jobs.values() if states[job.id] == "running"]
-        return [f"{job.name}: {self.place_of(job)}{self.elapsed(job):.0f} s" for job in jobs]
+        return [f"{job.name}: {self.place_of(job)}{self.elapsed(job):.0f} s{self.where(job)}" for job in jobs]
+
+    def where(self, job: Job) -> str:
+        """Which task of a scheduler does it; "" where none does."""
+        return f", {at}" if (at := self.launcher.note(job).get("where")) else ""
+
+    def queue(self, states: dict[str, State]) -> list[str]:
+        """How many jobs wait in a scheduler's queue, by what they wait for."""
+        jobs = [job for job in self.plan.jobs.values() if states[job.id] == "queued"]
+        reasons = Counter(str(self.launcher.note(job).get("reason") or "their turn") for job in jobs)
+        return [f"{count} for {reason}" for reason, count in reasons.most_common()]
 
     def place_of(self, job: Job) -> str:
         """Step and rate of a training; of a measurement the last that it said."""
@@ -109,6 +119,7 @@ class Progress:
         states = self.states()
         lines = [heading(self.plan), f"  {self.summary(states)}"]
         lines += [f"  running: {line}" for line in self.at_work(states)]
+        lines += [f"  waiting: {line}" for line in self.queue(states)]
         for job in self.plan.jobs.values():
             if states[job.id] == "failed":
                 lines.append(f"  failed: {job.command}")

@@ -46,3 +46,7 @@ class Launched:
         watch.say(f"FAILED   [1/{len(jobs)}] {jobs[0].name}")
         watch.look()
         return False
+
+    def submit(self, jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
+        self.given = list(jobs)
+        return [f"{len(jobs)} jobs are on their way, then {' '.join(command)}"]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -117,9 +118,9 @@ def test_a_table_is_submitted_after_a_look_at_its_jobs(
             assert settings["start_new_session"]
             started.append(command)
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     said = reproduced(here, cache, "action=submit", f"output_root={here / 'runs'}")
-    assert_says(said.out, "process 4711 is at it", "reproduce-amapo_tablesmall-laptop.log", "--status")
+    assert_says(said.out, "process 4711 is at it", ".jobs/reproduce-", ".log", "--status")
     assert started[0][1:3] == ["-m", "src.reproduce"]
     assert "action=submit" not in started[0]
     assert "table=small" in started[0]
