@@ -3,7 +3,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
-PIP    := $(PYTHON) -m pip install -qq --disable-pip-version-check
+PIP    := requirements/install.sh $(PYTHON)
 PINS   := requirements/constraints.txt
 
 # Which build of torch: auto (CUDA where nvidia-smi exists, else CPU; an installed one is kept), cpu or cuda.
@@ -21,10 +21,12 @@ MORE ?=
 # Dependencies of packages built from source are pinned as well (the first name is read by pip < 25.3, the second since).
 export PIP_CONSTRAINT := $(PINS)
 export PIP_BUILD_CONSTRAINT := $(PINS)
+# DeepSpeed compiles what it needs on first use, not all of it now.
+export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-evaluation setup-test demo report readme-table dashboard test lint types unit format calibrate lock clean clean-venv FORCE
+.PHONY: help setup setup-evaluation setup-cluster setup-test demo report readme-table dashboard test lint types unit format calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +36,8 @@ help: ## List the targets
 setup: $(STAMPS)/core ## Create .venv with what training needs (TORCH=auto|cpu|cuda chooses the build of torch)
 
 setup-evaluation: $(STAMPS)/evaluation ## The same and what the public benchmarks need (alpaca-eval, lm-eval)
+
+setup-cluster: $(STAMPS)/cluster ## The first and what sharded training and sweeps on SLURM need (deepspeed, submitit)
 
 setup-test: $(STAMPS)/test ## All of that and what the tests need
 
@@ -52,7 +56,7 @@ $(STAMPS)/torch: $(STAMPS)/venv requirements/install_torch.sh
 	@requirements/install_torch.sh $(PYTHON) $(TORCH)
 	@echo $(TORCH) > $@
 
-$(STAMPS)/core: $(STAMPS)/torch requirements/core.txt $(PINS)
+$(STAMPS)/core: $(STAMPS)/torch requirements/core.txt requirements/install.sh $(PINS)
 	@echo "Installing the core packages"
 	@$(PIP) -r requirements/core.txt
 	@touch $@
@@ -67,10 +71,17 @@ $(STAMPS)/wandb: $(STAMPS)/core requirements/wandb.txt
 	@$(PIP) -r requirements/core.txt -r requirements/wandb.txt
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/evaluation requirements/test.txt requirements/wandb.txt
-	@echo "Installing the test tools"
-	@$(PIP) -r requirements/core.txt -r requirements/evaluation.txt -r requirements/test.txt -r requirements/wandb.txt
+$(STAMPS)/cluster: $(STAMPS)/core requirements/cluster.txt
+	@echo "Installing the packages of clusters"
+	@$(PIP) -r requirements/core.txt -r requirements/cluster.txt
 	@touch $@
+
+LISTS := core evaluation wandb cluster test
+
+$(STAMPS)/test: $(STAMPS)/torch requirements/install.sh $(PINS) $(LISTS:%=requirements/%.txt)
+	@echo "Installing the packages of the program, its extras and the tests"
+	@$(PIP) $(LISTS:%=-r requirements/%.txt)
+	@touch $(STAMPS)/core $(STAMPS)/evaluation $(STAMPS)/wandb $(STAMPS)/cluster $@
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
@@ -113,7 +124,7 @@ types: setup-test ## Types (mypy, strict)
 	@$(PYTHON) -m mypy src benchmarks
 
 unit: setup-test ## Tests alone (TESTS="path -k name" narrows them)
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --durations=15 $(TESTS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15 $(TESTS)
 
 format: setup-test ## Rewrite the sources in the house format
 	@$(PYTHON) -m ruff check --fix .

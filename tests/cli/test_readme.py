@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from src.methods import main as methods
+from tests.entry import PROGRAMS, Outcome, call
 from tests.support import ROOT, SMALL_MODEL, metrics, run
 
 COMMANDS = [
@@ -69,13 +72,26 @@ def overrides_for(module: str, folder: Path) -> list[str]:
     return [*places, f"cache_root={folder / 'cache'}", *small]
 
 
-def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def done(module: str, *arguments: str) -> Outcome:
+    """``python -m module arguments``: in this process where it is an entry point, since the libraries take seconds."""
+    if module in PROGRAMS:
+        return call(module, *arguments)
+    if module == "src.methods":
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = methods([*arguments])
+        return Outcome(code, out.getvalue(), "")
+    process = run(module, *arguments)
+    return Outcome(process.returncode, process.stdout, process.stderr)
+
+
+def carried_out(command: str, folder: Path) -> Outcome:
     """A command as README prints it, but for places and sizes, after those whose output it reads."""
     _, _, module, *arguments = shlex.split(command)
     for needed in re.findall(r"(?<!output)=((?:generations|annotations)/\w+)", " ".join(arguments)):
         if not (folder / needed).exists():
             (producer,) = (other for other in COMMANDS if f"output={needed}" in shlex.split(other))
-            assert carried_out(producer, folder).returncode == 0
+            assert carried_out(producer, folder).code == 0
     arguments = [re.sub(r"=(\w[\w-]*\.(?:jsonl\.gz|html))$", rf"={folder}/\1", argument) for argument in arguments]
     arguments = [re.sub(r"=(generations|annotations)/", rf"={folder}/\1/", argument) for argument in arguments]
     if any("=RUN" in argument for argument in arguments):
@@ -91,25 +107,25 @@ def carried_out(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if "-m" in arguments:
         place = [f"output_root={folder / 'sweep'}" if "output_root" in override else override for override in place]
     flags = [argument for argument in arguments if argument in ("-m", "--cfg", "job")]
-    return run(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
+    return done(module, *flags, *(argument for argument in arguments if argument not in flags), *small, *place)
 
 
 def a_run(folder: Path) -> Path:
     """A run on the toy world."""
     made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
     if not made:
-        assert run("src.train", "method=simpo", *SMALL, *overrides_for("src.train", folder)).returncode == 0
+        assert call("src.train", "method=simpo", *SMALL, *overrides_for("src.train", folder)).code == 0
         made = sorted((folder / "runs").glob("simpo__tiny__toy__*"))
     return made[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, folder: Path) -> None:
-    done = carried_out(command, folder)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    ended = carried_out(command, folder)
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
     if "--cfg" in command:
-        assert "learning_rate" in done.stdout
+        assert "learning_rate" in ended.out
     if " -m " in command.removeprefix("python -m "):
         made = [path for path in (folder / "sweep").iterdir() if path.name.count("__") == 4]
         assert len(made) == 12, "2 methods x 3 betas x 2 seeds"

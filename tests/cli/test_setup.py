@@ -150,6 +150,49 @@ def test_python_that_is_too_old_is_refused(tmp_path: Path) -> None:
     assert "make setup PYTHON3=" in done.stderr
 
 
+# --- the installer ----------------------------------------------------------------------------------------------------
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+    "-c "*) echo "{folder}" ;;
+    *"pip config list"*) cat "{folder}/settings" ;;
+    *) echo "pip $*" >> "{folder}/log" ;;
+esac
+"""
+FAKE_UV = """#!/bin/sh
+echo "uv $UV_FIND_LINKS $UV_INDEX $UV_CONSTRAINT $*" >> "{folder}/log"
+exit {code}
+"""
+
+
+def installed(folder: Path, code: int) -> list[list[str]]:
+    """Words of the calls by which install.sh installs a list where uv ends with ``code``."""
+    tools = folder / ".uv" / "bin"
+    tools.mkdir(parents=True)
+    programs = {folder / "python": FAKE_PYTHON, tools / "uv": FAKE_UV}
+    for path, text in programs.items():
+        path.write_text(text.format(folder=folder, code=code))
+        path.chmod(0o755)
+    (folder / "settings").write_text(
+        ":env:.find-links='/one /two'\nglobal.extra-index-url='\\nfile:///a\\nfile:///b'\nglobal.find-links='/three'\n"
+    )
+    script = str(REQUIREMENTS / "install.sh")
+    assert run("sh", script, str(folder / "python"), "-r", "list.txt", PIP_CONSTRAINT="pins.txt").returncode == 0
+    return [line.split() for line in (folder / "log").read_text().splitlines()]
+
+
+def test_uv_installs_from_the_sources_that_pip_sees(tmp_path: Path) -> None:
+    (words,) = installed(tmp_path, code=0)
+    assert words[:7] == ["uv", "/one,/two", "file:///a", "file:///b", "pins.txt", "pip", "install"]
+    assert words[-2:] == ["-r", "list.txt"]
+
+
+def test_what_uv_cannot_install_pip_does(tmp_path: Path) -> None:
+    _, words = installed(tmp_path, code=2)
+    assert words[:4] == ["pip", "-m", "pip", "install"]
+    assert words[-2:] == ["-r", "list.txt"]
+
+
 # --- make and the documents -------------------------------------------------------------------------------------------
 
 
@@ -172,7 +215,9 @@ def test_demo_installs_the_core_alone_and_test_adds_the_tools(tmp_path: Path) ->
     assert benchmarks.index("install_torch.sh") < benchmarks.index("-r requirements/evaluation.txt")
     assert "requirements/test.txt" not in benchmarks
     assert "requirements/evaluation.txt" not in demo
+    assert "requirements/cluster.txt" not in demo + benchmarks
     test = run("make", "-n", "test", *fresh).stdout
+    assert "-r requirements/cluster.txt" in test
     steps = ("core.txt", "evaluation.txt", "requirements/test.txt", "-m ruff check", "-m mypy", "-m pytest")
     assert [test.index(step) for step in steps] == sorted(test.index(step) for step in steps)
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support import SMALL_RUN, metrics, places, run, start
+from tests.entry import call
+from tests.evaluation.children import Child
+from tests.support import SMALL_RUN, metrics, places
 
 METHOD = ("method=amapo", "method.statistics=8", "noise=random_flip", "noise.rate=0.3", "training.max_steps=12")
 
@@ -47,23 +49,33 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an uninterrupted run in ``whole``."""
     folder: Path = tmp_path_factory.mktemp("resume")
-    done = run("src.train", *overrides(folder, "whole"))
-    assert done.returncode == 0, done.stderr
+    whole = call("src.train", *overrides(folder, "whole"))
+    assert whole.code == 0, whole.err
     return folder
+
+
+def started(folder: Path, name: str) -> Child:
+    """The run in a process of its own, whose hashes of strings differ from this one's."""
+    return Child("src.train", tuple(overrides(folder, name)), folder / f"said by {name}").start()
 
 
 def signalled(folder: Path, name: str, number: signal.Signals, after_step: int) -> int:
     """Start the run and send it ``number`` once metrics.jsonl shows ``after_step``; its exit code."""
-    process = start("src.train", *overrides(folder, name))
+    child = started(folder, name)
     file = folder / name / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while child.process.is_alive() and time.monotonic() < deadline:
         if file.exists() and f'"step": {after_step},' in file.read_text():
-            process.send_signal(number)
+            child.kill(number)
             break
         time.sleep(0.005)
-    process.communicate(timeout=120)
-    return process.returncode
+    return child.join()
+
+
+def gone_on(folder: Path, name: str) -> None:
+    """Start the run again, to its end."""
+    child = started(folder, name)
+    assert child.join() == 0, child.err
 
 
 def test_killed_at_three_steps(world: Path) -> None:
@@ -71,8 +83,7 @@ def test_killed_at_three_steps(world: Path) -> None:
     print(f"killed after steps {steps}")
     for after_step in steps:
         assert signalled(world, "killed", signal.SIGKILL, after_step) == -signal.SIGKILL
-    done = run("src.train", *overrides(world, "killed"))
-    assert done.returncode == 0, done.stderr
+    gone_on(world, "killed")
     whole, killed = final_state(world / "whole"), final_state(world / "killed")
     assert_same(whole[0], killed[0])
     assert_same(whole[1]["engine"], killed[1]["engine"])
@@ -88,17 +99,16 @@ def test_asked_to_stop(world: Path, number: signal.Signals) -> None:
     assert status["state"] == "stopped"
     assert number.name in status["message"]
     assert (world / name / "checkpoints" / "last" / "COMPLETED").exists()
-    done = run("src.train", *overrides(world, name))
-    assert done.returncode == 0, done.stderr
+    gone_on(world, name)
     assert final_state(world / name)[2] == final_state(world / "whole")[2]
     assert_same(final_state(world / name)[0], final_state(world / "whole")[0])
 
 
 def test_a_finished_run_is_skipped(world: Path) -> None:
     before = (world / "whole" / "metrics.jsonl").stat().st_mtime_ns
-    done = run("src.train", *overrides(world, "whole"))
-    assert done.returncode == 0
-    assert "finished already" in done.stderr
+    again = call("src.train", *overrides(world, "whole"))
+    assert again.code == 0
+    assert "finished already" in again.err
     assert (world / "whole" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
