@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +99,11 @@ class Engine(Protocol):
         """
         ...
 
-    def save_shards(self, directory: Path) -> None:
-        """Write what each rank holds of weights and optimizer, where ``training_state`` and the model lack it."""
+    def save_shards(self, directory: Path) -> Future[Any] | None:
+        """Write what each rank holds of weights and optimizer, where ``training_state`` and the model lack it.
+
+        The future of an engine that writes on while training continues: what it writes is as it was at this call.
+        """
         ...
 
     def training_state(self) -> dict[str, Any]:

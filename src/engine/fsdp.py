@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -51,6 +52,7 @@ class Fsdp2Engine(DdpEngine):
 
     def wrapped(self, kernel: Kernel) -> torch.nn.Module:
         mesh = init_device_mesh(self.device.type, (self.ranks.size,))
+        self.writers = dist.new_group(backend="gloo")
         # rank 0's weights count; the others have made none
         whole = kernel.model.state_dict() if self.ranks.is_main else {}
         blocks = blocks_of(kernel.model)
@@ -120,8 +122,12 @@ class Fsdp2Engine(DdpEngine):
         if self.ranks.is_main:
             save_state(self.model, cast(Mapping[str, Tensor], whole), directory)
 
-    def save_shards(self, directory: Path) -> None:
-        state_dict_saver.save(self.sharded_state(), checkpoint_id=directory / SHARDS)
+    def save_shards(self, directory: Path) -> Future[Any] | None:
+        # copied now, written by a thread with a group of its own while training goes on
+        writing = state_dict_saver.async_save(
+            self.sharded_state(), checkpoint_id=directory / SHARDS, process_group=self.writers
+        )
+        return cast("Future[Any]", writing)
 
     def sharded_state(self) -> dict[str, Any]:
         """Weights and moments by the parameters' names, as shards."""

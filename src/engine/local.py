@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +126,9 @@ class LocalEngine:
     def save_model(self, directory: Path) -> None:
         (save_masters if self.split else save_weights)(self.model, directory)
 
-    def save_shards(self, directory: Path) -> None:
+    def save_shards(self, directory: Path) -> Future[Any] | None:
         """Nothing: the model and ``training_state`` are whole."""
+        return None
 
     def training_state(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,25 +45,55 @@ class Identity:
     manifest_hash: str
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint whose shards are being written, in the background where there is a future."""
+
+    aside: Path
+    final: Path
+    state: Mapping[str, Any]
+    best: bool
+    writing: Future[Any] | None
+
+
 class Checkpoints:
     """The ``checkpoints`` folder of one run: step directories, and the links ``last`` and ``best``."""
 
     def __init__(self, directory: Path, identity: Identity, tokenizer: PreTrainedTokenizerBase) -> None:
         self.directory, self.identity, self.tokenizer = directory, identity, tokenizer
+        self.pending: Pending | None = None
 
     def save(self, engine: Engine, progress: Progress, *, best: bool) -> Path:
         """Write the checkpoint of ``progress.step``, point ``last`` (and ``best``) to it, remove what neither names."""
+        self.settle(engine, wait=True)
         final, ranks = self.directory / f"step-{progress.step:08d}", engine.ranks
         aside = self.directory / f".writing-{progress.step:08d}"
-        exists = ranks.from_main(lambda: (final / MARK).exists())
-        if not exists:
-            ranks.from_main(lambda: self.prepare(aside, final))
-            engine.save_model(aside / "model")
-            engine.save_shards(aside)
-        state = self.state(engine, progress)
-        ranks.from_main(lambda: self.replace_state(final, state) if exists else self.publish(aside, final, state))
-        ranks.from_main(lambda: self.name(final, best))
+        if ranks.from_main(lambda: (final / MARK).exists()):
+            state = self.state(engine, progress)
+            ranks.from_main(lambda: self.replace_state(final, state))
+            ranks.from_main(lambda: self.name(final, best))
+            return final
+        ranks.from_main(lambda: self.prepare(aside, final))
+        engine.save_model(aside / "model")
+        writing = engine.save_shards(aside)
+        self.pending = Pending(aside, final, self.state(engine, progress), best, writing)
+        self.settle(engine, wait=writing is None)
         return final
+
+    def settle(self, engine: Engine, *, wait: bool) -> None:
+        """Give the checkpoint that is being written its name, once all ranks have written it; until then it is none."""
+        pending = self.pending
+        if pending is None:
+            return
+        if pending.writing is not None:
+            if wait:
+                pending.writing.result()
+            if engine.ranks.anywhere(not pending.writing.done()):
+                return
+            pending.writing.result()
+        engine.ranks.from_main(lambda: self.publish(pending.aside, pending.final, pending.state))
+        engine.ranks.from_main(lambda: self.name(pending.final, pending.best))
+        self.pending = None
 
     def prepare(self, aside: Path, final: Path) -> None:
         """An empty folder to write to."""

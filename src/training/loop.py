@@ -156,7 +156,9 @@ class Loop:
                 self.engine.at(progress.step, "a checkpoint")
                 progress = replace(progress, metrics_length=self.metrics.length)
                 self.checkpoints.save(self.engine, progress, best=improved)
-            if stopping or progress.step == self.schedule.total_steps:
+            ending = stopping or progress.step == self.schedule.total_steps
+            self.checkpoints.settle(self.engine, wait=ending)
+            if ending:
                 return progress
             self.engine.at(progress.step, "a step")
             progress = self.stepped(progress)
