@@ -33,6 +33,7 @@ from src.schema import (
     GapsConfig,
     GenerateConfig,
     LoggingConfig,
+    PreflightConfig,
     PrepareConfig,
     RankingConfig,
     ReportConfig,
@@ -94,6 +95,7 @@ SCHEMAS: dict[str, type] = {
     "curvature": CurvatureConfig,
     "reproduce": ReproduceConfig,
     "dashboard": DashboardConfig,
+    "preflight": PreflightConfig,
     "prepare": PrepareConfig,
     "submit": SubmitConfig,
 }

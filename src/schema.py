@@ -192,6 +192,15 @@ class PrepareConfig(TrainKeys):
 
 
 @dataclass
+class PreflightConfig(TrainKeys):
+    """conf/preflight.yaml: the machines that a training is planned for, besides its own keys."""
+
+    nodes: int = number(at_least=1)
+    gpus_per_node: int = number(at_least=1)
+    gpu: str = one_of("all", "a100_40", "a100_80", "h100", "h200")
+
+
+@dataclass
 class ShowConfig(TrainKeys):
     """conf/show.yaml: what of the prepared data is shown, besides the keys of training that choose it."""
 

@@ -19,7 +19,7 @@ from src.cli import entry_point
 
 PROGRAMS = {
     "src.train": "train",
-    "src.preflight": "train",
+    "src.preflight": "preflight",
     "src.evaluation.ranking": "ranking",
     "src.evaluation.alpaca_eval": "alpaca_eval",
     "src.evaluation.mt_bench": "mt_bench",

@@ -115,8 +115,7 @@ def test_commands_name_modules() -> None:
 
 def config_of(module: str) -> str:
     """The configuration that an entry point composes."""
-    name = module.rpartition(".")[2]
-    return "train" if name == "preflight" else name
+    return module.rpartition(".")[2]
 
 
 def overrides_of(module: str, rest: str) -> list[str] | None:

@@ -13,11 +13,11 @@ from src.errors import UserError
 from src.objective.objective import Objective
 from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
 from src.planner.gpus import GPUS, Gpu
-from src.planner.sizes import MethodWork, ModelShape, Rows, Setting
+from src.planner.sizes import FLOAT_MOMENTS, INT8_MOMENTS, MethodWork, ModelShape, Rows, Setting
 from src.schema import TrainConfig
 
-MOMENT_BYTES = {"float32": 8.0, "int8": 2 + 2 * 4 / 256}
-"""Of AdamW's two; in 8 bits with a float32 scale for each 256."""
+MOMENT_BYTES = {"float32": FLOAT_MOMENTS, "int8": INT8_MOMENTS}
+"""By ``training.moments``."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,16 @@ def launch_problems(config: TrainConfig, machines: Machines) -> list[str]:
             f"engine=single is one process, but nodes={machines.nodes} gpus_per_node={machines.gpus_per_node} are "
             f"{machines.ranks}, each of which would train alone; write engine=ddp, fsdp2, zero2 or zero3"
         )
-    for check in (lambda: refuse_missing_package(name), lambda: refuse_uneven_batch(config, machines.ranks)):
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error))
+    try:
+        refuse_missing_package(name)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        # sizes below 1 are refused for themselves
+        if min(config.training.micro_batch_size, config.training.global_batch_size) >= 1:
+            refuse_uneven_batch(config, machines.ranks)
+    except UserError as error:
+        problems.append(str(error))
     return problems
 
 

@@ -20,10 +20,10 @@ from src.model.adapter import adapters_off, add_adapter, base_state, merge_adapt
 from src.model.load import build_model, read_model
 from src.model.logps import pair_log_probs
 from src.model.trainable import Share, select_trainable, trained_share
+from src.planner.shape import parameter_share
 from src.schema import ModelConfig, TrainConfig
 from src.training import run as runs
 from src.training.assemble import build_objective
-from src.training.memory import parameter_share
 from tests.entry import call
 from tests.support import SMALL_RUN, metrics, places
 
