@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 """Below this many tokens a chunk's products lose speed: the weight is read (and its gradient rewritten) too often."""
@@ -62,11 +63,31 @@ def plain_log_probs(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, softcap: float | None
 ) -> Tensor:
     """log p(label), [m], from logits of all tokens at once."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return log_probs_of(torch.nn.functional.linear(hidden, weight, bias), labels, softcap)
+
+
+def log_probs_of(logits: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
+    """log p(label), [m], from logits [m, vocabulary] before their cap."""
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     logits = logits.to(exact_type(logits.dtype))
     return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def module_log_probs(
+    head: torch.nn.Module, hidden: Tensor, labels: Tensor, softcap: float | None, *, chunked: bool
+) -> Tensor:
+    """log p(label), [m], of the logits that any module gives, in chunks that the backward makes again."""
+
+    def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
+        return log_probs_of(head(hidden), labels, softcap)
+
+    size = chunk_tokens(int(getattr(head, "out_features", 2**17)), hidden.device)
+    parts = spans(len(labels), size)
+    if not chunked or len(parts) < 2:
+        return of_chunk(hidden, labels)
+    found = [checkpoint(of_chunk, hidden[part], labels[part], use_reentrant=False) for part in parts]
+    return torch.cat(found)
 
 
 def exact_type(dtype: torch.dtype) -> torch.dtype:

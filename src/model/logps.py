@@ -12,7 +12,10 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.data.collate import PairBatch
-from src.model.packed import Predictions, predictions, shares_prefixes
+from src.model.fused import FusedLoss, Share, fused_pair_loss, pair_groups
+from src.model.head import chunk_tokens, module_log_probs, token_log_probs
+from src.model.packed import Predictions, lengths_of, predictions, shares_prefixes
+from src.model.segments import Way
 from src.objective.types import PairLogProbs, ResponseLogProbs, each_tensor, tensors_of
 
 if TYPE_CHECKING:
@@ -34,13 +37,10 @@ def pair_log_probs(
     supervised. ``prompt``: also the prompts' own tokens but the first, which nothing precedes, once per pair.
     ``forward_mode``: by operations alone that forward-mode differentiation knows.
     """
-    # of the ways of packed attention, only that of plain operations knows forward mode
-    way = "blocks" if forward_mode else None
+    # of the ways of packed attention, blocks alone know forward mode
+    way: Way | None = "blocks" if forward_mode else None
     found = predictions(model, batch, prompt=prompt, packed=shares_prefixes(model), way=way)
-    logits = head_logits(model, found.hidden)
-    # float64 in, float64 out: tests run the kernel in double precision
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    token_log_probs = logits.gather(-1, found.labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    token_log_probs = label_log_probs(model, found, forward_mode=forward_mode)
     return of_pairs(token_log_probs, found, batch, per_token=per_token, prompt=prompt)
 
 
@@ -61,12 +61,72 @@ def of_pairs(
     return PairLogProbs(chosen, rejected, replace(prompts, per_token=None) if prompt else None)
 
 
-def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits of hidden states [m, width] → [m, vocabulary], soft-capped where the architecture does (Gemma-2)."""
+def label_log_probs(model: PreTrainedModel, found: Predictions, *, forward_mode: bool = False) -> Tensor:
+    """log p(label), [m], in nats, of logits that are soft-capped where the architecture does so (Gemma-2).
+
+    Logits exist for a chunk of tokens at a time; for all at once in ``forward_mode``.
+    """
+    head, softcap = head_of(model)
+    if type(head) is not torch.nn.Linear:  # an adapter's: more than a product with one weight
+        return module_log_probs(head, found.hidden, found.labels, softcap, chunked=not forward_mode)
+    return token_log_probs(
+        found.hidden,
+        head.weight,
+        found.labels,
+        bias=head.bias,
+        softcap=softcap,
+        chunk=None if forward_mode else "auto",
+    )
+
+
+def head_of(model: PreTrainedModel) -> tuple[torch.nn.Module, float | None]:
+    """The module that gives logits, and the soft cap of those."""
     whole: Any = model
-    logits: Tensor = whole.get_output_embeddings()(hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    return whole.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+
+
+def pair_loss(
+    model: PreTrainedModel, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False
+) -> FusedLoss:
+    """Sum over groups of pairs of ``share(their log-probs, which they are)``, with its gradients made in the forward.
+
+    For losses that are sums over pairs: ``share(policy, pairs)`` = ``objective.loss(inputs[pairs], terms[pairs],
+    totals)``, where the terms are known or, where ``objective.separable``, found from those pairs. Its loss is to be
+    differentiated once. ``per_token``, ``prompt``: as for ``pair_log_probs``, but that a response's per-token terms
+    stand from column 0.
+    """
+    head, softcap = head_of(model)
+    if type(head) is not torch.nn.Linear:
+        policy = pair_log_probs(model, batch, per_token=per_token, prompt=prompt)
+        return FusedLoss(share(policy, slice(0, len(batch))), policy.detach())
+    found = predictions(model, batch, prompt=prompt, packed=shares_prefixes(model))
+    groups = pair_groups(
+        predicted_tokens(lengths_of(batch), prompt=prompt), chunk_tokens(head.out_features, found.hidden.device)
+    )
+    return fused_pair_loss(
+        found.hidden,
+        head.weight,
+        found.labels,
+        found.owner,
+        groups,
+        share,
+        bias=head.bias,
+        softcap=softcap,
+        per_token=per_token,
+        prompt=prompt,
+    )
+
+
+def predicted_tokens(lengths: Sequence[tuple[int, int, int]], *, prompt: bool) -> list[int]:
+    """How many tokens of each pair are predicted, from those of (prompt, chosen, rejected)."""
+
+    def predicted(before: int, length: int) -> int:
+        return length if before else max(length - 1, 0)
+
+    return [
+        predicted(first, chosen) + predicted(first, rejected) + (predicted(0, first) if prompt else 0)
+        for first, chosen, rejected in lengths
+    ]
 
 
 class Kernel(torch.nn.Module):

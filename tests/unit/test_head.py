@@ -352,6 +352,7 @@ VOCABULARY, CHUNK = 2000, 32
 PATHS: dict[str, Callable[[Case], Tensor]] = {
     "chunked": lambda one: token_log_probs(one.hidden, one.weight, one.labels, chunk=CHUNK, **one.head).sum(),
     "fused": lambda one: fused(one, CHUNK).loss,
+    "a pair that does not fit": lambda one: fused(replace(one, owner=one.owner * 0, pairs=1), CHUNK).loss,
 }
 
 

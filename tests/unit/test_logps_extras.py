@@ -127,13 +127,13 @@ def test_gradients_equal_full_vocabulary(model: Any) -> None:
 
 def test_logits_are_made_of_no_other_token(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = logps.head_logits
+    real = logps.token_log_probs
 
-    def counted(whole: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def counted(hidden: torch.Tensor, *inputs: Any, **options: Any) -> torch.Tensor:
         made.append(hidden.shape[0])
-        return real(whole, hidden)
+        return real(hidden, *inputs, **options)
 
-    monkeypatch.setattr(logps, "head_logits", counted)
+    monkeypatch.setattr(logps, "token_log_probs", counted)
     batch = collate(PAIRS)
     pair_log_probs(model, batch)
     pair_log_probs(model, batch, per_token=True)
