@@ -8,7 +8,7 @@ from src.cli import entry_point
 
 
 def main(config: DictConfig) -> int:
-    from src.engine.ranks import together
+    from src.engine.join import together
     from src.training.checks import checked
     from src.training.preparing import prepare, separated
 

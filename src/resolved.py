@@ -67,12 +67,12 @@ def run(task: Task) -> int:
         raise UserError(f"{task.module} is no program of ours; submit again, which writes task {task.index} again")
     config = typed(task)
     if task.program == "train":
-        from src.engine.ranks import together
+        from src.engine.join import together
         from src.training.run import train
 
         return together(lambda: train(ready(task, config)))
     if task.program == "prepare":
-        from src.engine.ranks import together
+        from src.engine.join import together
         from src.training.preparing import prepare, separated
 
         training, reference = separated(config)

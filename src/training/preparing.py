@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config import STOPPED
 from src.engine.create import refuse_unfit_launch
+from src.engine.join import join
 from src.engine.local import device_of
-from src.engine.ranks import join, ranks
+from src.engine.ranks import ranks
 from src.schema import TrainConfig
 from src.training.assemble import build_objective
 from src.training.run import Base, assemble, run_data, sft_base, trained_base
