@@ -1,6 +1,6 @@
 #!/bin/sh
 # Resolve requirements/*.txt into constraints.txt for every platform and Python >= 3.11. Usage: lock.sh PYTHON [--upgrade]
-# Versions already in constraints.txt are kept where they still fit. uv resolves; it is needed for nothing else.
+# Versions already in constraints.txt are kept where they still fit. uv resolves.
 set -eu
 # make gives the interpreter relative to the repository, which is left below.
 case $1 in
