@@ -8,7 +8,7 @@ this one they have in common. Below W everything is held fixed, also where the i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from src.analysis.lanczos import ritz_values
 from src.data.collate import PairBatch
-from src.model.logps import selected, split_rows
+from src.model.logps import of_pairs
+from src.model.packed import Predictions, predictions, shares_prefixes
 from src.objective.objective import Objective
 from src.objective.types import PairLogProbs
 
@@ -31,16 +32,14 @@ TOP = 5
 class OutputLayer:
     """The preference loss of one batch as a function of the output layer's weight.
 
-    ``hidden`` [m, width] predict the tokens ``labels`` [m], which stand at ``supervised`` [rows, time − 1]; ``cap``:
-    of the logits, where the architecture has one; ``reference``: log-probs that rewards compare with.
+    ``found``: hidden states and the tokens of ``batch`` that they predict; ``cap``: of the logits, where the
+    architecture has one; ``reference``: log-probs that rewards compare with.
     """
 
     weight: Tensor
     bias: Tensor | None
-    hidden: Tensor
-    labels: Tensor
-    supervised: Tensor
-    pairs: int
+    found: Predictions
+    batch: PairBatch
     cap: float | None
     objective: Objective
     reference: PairLogProbs | None
@@ -51,17 +50,14 @@ class OutputLayer:
     ) -> OutputLayer:
         """That of ``model`` on ``batch``; the forward below the output layer runs once, without gradient."""
         whole: Any = model
-        layout, head = batch.layout, whole.get_output_embeddings()
+        head = whole.get_output_embeddings()
         with torch.no_grad():
-            hidden = model.base_model(input_ids=layout.input_ids, use_cache=False)[0]
-        supervised = layout.supervised[:, 1:]
+            found = predictions(model, batch, prompt=False, packed=shares_prefixes(model))
         return cls(
             head.weight.detach().float(),
             None if getattr(head, "bias", None) is None else head.bias.detach().float(),
-            hidden[:, :-1][supervised].float(),
-            layout.input_ids[:, 1:][supervised],
-            supervised,
-            len(batch),
+            replace(found, hidden=found.hidden.float()),
+            batch,
             getattr(model.config, "final_logit_softcapping", None),
             objective,
             reference,
@@ -69,13 +65,12 @@ class OutputLayer:
 
     def loss(self, weight: Tensor) -> Tensor:
         """L(W), nats."""
-        logits = torch.nn.functional.linear(self.hidden, weight, self.bias)
+        logits = torch.nn.functional.linear(self.found.hidden, weight, self.bias)
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
-        chosen = logits.gather(-1, self.labels[:, None]).squeeze(-1)
+        chosen = logits.gather(-1, self.found.labels[:, None]).squeeze(-1)
         terms = chosen - logits.logsumexp(-1)
-        dense = terms.new_zeros(self.supervised.shape).masked_scatter(self.supervised, terms)
-        policy = split_rows(selected(dense, self.supervised, per_token=False), self.pairs, has_rejected=True)
+        policy = of_pairs(terms, self.found, self.batch, per_token=False, prompt=False)
         return torch.nn.functional.softplus(-self.objective.rewards(policy, self.reference).margins).mean()
 
     def product(self, direction: Tensor) -> Tensor:

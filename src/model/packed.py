@@ -21,8 +21,9 @@ from src.model.segments import SharedPrefixes, Way, attend
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KNOWN = ("llama", "mistral", "gemma2", "qwen2", "gpt_neox")
-"""Architectures whose attention is known to look at nothing but queries, keys, positions, window and soft cap."""
+KNOWN = ("llama", "mistral", "gemma2", "qwen2", "gpt_neox", "gemma", "gemma3_text", "olmo2", "phi3", "qwen3")
+"""Architectures whose packed rows were compared with padded ones (tests/parity/test_packed.py): their attention looks
+at queries, keys, positions, window and soft cap alone, and passes on what it does not know."""
 
 SHARED = "shared_prefix_over_"
 """Names of our attention among those of transformers, before the name of the one that it stands in for."""
@@ -157,7 +158,7 @@ def share_prefixes(model: PreTrainedModel) -> bool:
 
 def shares_prefixes(model: PreTrainedModel) -> bool:
     """Whether ``model`` takes packed rows."""
-    return str(model.config._attn_implementation).startswith(SHARED)
+    return str(getattr(model.config, "_attn_implementation", None)).startswith(SHARED)
 
 
 SAID: set[str] = set()

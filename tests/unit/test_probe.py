@@ -175,7 +175,7 @@ def test_no_direction_no_gap() -> None:
     same = replace(batch, layout=replace(batch.layout, input_ids=torch.zeros_like(batch.layout.input_ids)))
     rows = same.layout.supervised.clone()
     rows[6:] = rows[:6]
-    same = replace(same, layout=replace(same.layout, supervised=rows))
+    same = replace(same, layout=replace(same.layout, supervised=rows, spans=same.layout.spans[:6] * 2))
     found = probe_parameters(engine(model), objective(), [same])
     assert found is not None
     assert found.anchor_gaps is not None
