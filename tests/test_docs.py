@@ -20,6 +20,7 @@ from src.config import CONF, SCHEMAS
 from src.errors import UserError
 from src.reporting.readme import text_of, with_table
 from src.reproduce import translated
+from src.submit import separated
 from tests.entry import PROGRAMS, assert_says, refused
 from tests.test_house import ROOT, is_entry_point
 
@@ -114,8 +115,8 @@ def test_commands_name_modules() -> None:
 
 
 def config_of(module: str) -> str:
-    """The configuration that an entry point composes."""
-    return module.rpartition(".")[2]
+    """The configuration that an entry point composes; ``src.submit`` composes trainings."""
+    return "train" if module == "src.submit" else module.rpartition(".")[2]
 
 
 def overrides_of(module: str, rest: str) -> list[str] | None:
@@ -130,7 +131,9 @@ def overrides_of(module: str, rest: str) -> list[str] | None:
         return None
     if any("…" in word or re.search(r"=[A-Z_/.]+$", word) for word in words):
         return None
-    kept = [word for word in words if "=" in word]
+    kept = [word for word in words if "=" in word and not word.startswith("hydra/")]
+    if module == "src.submit":  # its own keys aside, each of which is in its schema
+        return [first_of(word) for word in separated(kept)[1]]
     return [first_of(word) for word in kept] if "-m" in words else kept
 
 
