@@ -190,10 +190,10 @@ REFUSALS = (
 
 def refusal(batch: Batch, complaint: str) -> UserError:
     """Why sbatch would not have a job: our keys, its words, and what the cluster has."""
-    words = " ".join(line.split("error: ")[-1] for line in complaint.strip().splitlines() if "error" in line)
+    words = " ".join(line.split("error: ")[-1].removeprefix("sbatch: ") for line in complaint.strip().splitlines())
     meaning = next((text for pattern, text in REFUSALS if re.search(pattern, words)), "sbatch refuses the job")
     options = {name: "null" if value is None else value for name, value in vars(batch.options).items()}
-    lines = [f"{batch.name}: {meaning.format(**options)} (SLURM: {words or complaint.strip()})"]
+    lines = [f"{batch.name}: {meaning.format(**options)} (SLURM: {words})"]
     if offered := offer(batch.options.timeout):
         lines += ["this cluster has:", *(f"  {line}" for line in offered)]
     return UserError("\n".join(lines))
