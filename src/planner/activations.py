@@ -90,7 +90,8 @@ def body_bytes(shape: ModelShape, precision: Precision, length: int, *, checkpoi
 
 def last_norm_bytes(shape: ModelShape, precision: Precision) -> int:
     """Bytes that the norm after the last block keeps per token."""
-    return shape.hidden * (4 + (stream_bytes(precision) if family_of(shape.kind).upcast else 0))
+    upcast = family_of(shape.kind).upcast > 0
+    return shape.hidden * (stream_bytes(precision) + (4 if upcast else 0))
 
 
 def mask_bytes(shape: ModelShape, precision: Precision, length: int) -> int:

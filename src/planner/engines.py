@@ -11,6 +11,9 @@ from src.planner.sizes import ModelShape, Precision, Setting
 MASTER = 4
 """Bytes of a weight of full precision, and of its gradient, on every engine: float32."""
 
+LIVE = 10**9
+"""Parameters that DeepSpeed keeps gathered at a time (stage3_max_live_parameters, which is left as it is)."""
+
 BUCKET = 25 * 2**20
 """Bytes of a bucket where the engine's settings name none."""
 
@@ -93,11 +96,15 @@ def backward_buffers(setting: Setting, shape: ModelShape) -> int:
 
 def gathered(setting: Setting, shape: ModelShape) -> int:
     """Bytes of weights that an engine with sharded weights has whole: what lies outside the blocks, the block that
-    computes and the next one; everything where blocks stay gathered."""
+    computes and the next one; more where they are not let go of at once."""
     if not ENGINES[setting.engine].shards_weights or setting.world == 1:
         return 0
-    whole = shape.share.total if not setting.reshard else min(shape.rest + 2 * shape.block, shape.share.total)
-    return compute_bytes(precision_of(setting)) * whole
+    whole = shape.rest + 2 * shape.block
+    if setting.engine == "zero3":
+        whole = max(whole, LIVE)
+    if not setting.reshard:
+        whole = shape.share.total
+    return compute_bytes(precision_of(setting)) * min(whole, shape.share.total)
 
 
 def buckets(setting: Setting) -> int:
@@ -118,11 +125,9 @@ def sent(setting: Setting, shape: ModelShape, forwards: int, backwards: int, pas
     if setting.engine == "ddp":
         # gradients agree after the last backward of a pass: summed, and sent back
         return passes * 2 * ring * MASTER * share.trained
-    if setting.engine == "fsdp2":
+    if setting.engine == "zero2":
+        return ring * (backwards * MASTER * share.trained + each * share.total)
+    if setting.engine in ("fsdp2", "zero3"):
         gathers = forwards + backwards if setting.reshard else forwards
         return ring * (gathers * each * share.total + backwards * MASTER * share.trained)
-    if setting.engine == "zero2":
-        return ring * (backwards * each * share.trained + each * share.total)
-    if setting.engine == "zero3":
-        return ring * ((forwards + backwards) * each * share.total + backwards * each * share.trained)
     return 0.0

@@ -13,6 +13,7 @@ from src.planner.activations import (
     working_bytes,
 )
 from src.planner.engines import (
+    ENGINES,
     MASTER,
     States,
     backward_buffers,
@@ -70,7 +71,6 @@ def phases(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) ->
     if work.perturbation == "sharpness":
         base = replace(base, snapshot=snapshot(setting, work.moved))
     forward, backward = forward_buffers(setting, shape), backward_buffers(setting, shape)
-    weight_gradient = largest_gradient(shape, precision)
     inside = tokens * working_bytes(shape, precision, rows.longest)
     inside += tokens * body_bytes(shape, precision, rows.longest, checkpointing=setting.checkpointing)
     inside += tokens * mask_bytes(shape, precision, rows.longest)
@@ -88,7 +88,7 @@ def phases(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) ->
             base,
             phase="backward of the head",
             activations=kept,
-            logits=head_backward(shape, precision, supervised, weight_gradient),
+            logits=head_backward(shape, precision, supervised),
             buffers=backward,
         ),
         replace(
@@ -98,6 +98,9 @@ def phases(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) ->
             buffers=backward,
         ),
     ]
+    if ENGINES[setting.engine].copies:
+        # gradients are flattened into one tensor for the masters
+        found.append(replace(base, phase="update", buffers=base.gradients))
     return found + moving(shape, rows, work, setting, base)
 
 
@@ -115,13 +118,6 @@ def kept_activations(shape: ModelShape, rows: Rows, setting: Setting) -> int:
     per_token += last_norm_bytes(shape, precision) + mask_bytes(shape, precision, rows.longest)
     read_by_head = 2 if precision != "float32" else stream_bytes(precision)
     return tokens * per_token + supervised * shape.hidden * read_by_head
-
-
-def largest_gradient(shape: ModelShape, precision: str) -> int:
-    """Bytes of the head's gradient before it is added to what has been gathered; autocast makes it in two types."""
-    if shape.share.trained < shape.head:
-        return 0
-    return shape.head * {"float32": 4, "autocast": 6, "bfloat16": 2}[precision]
 
 
 def moving(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting, base: Memory) -> list[Memory]:

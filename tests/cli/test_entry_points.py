@@ -254,9 +254,11 @@ def test_plan_of_a_model_that_is_not_here() -> None:
         "model llama3_8b_base, 8,030.3 M parameters, init=pretrained",
         "data toy: about ",
         "batch 128 pairs = 8 a forward x 16 accumulated x 1 rank",
-        "memory about 12",
+        "memory about 13",
         "(weights 29.92, gradients 29.92, optimizer 59.83, activations ",
         "lengths are estimated from characters, since there is no tokenizer here: tokenizer of 'princeton-nlp/",
+        "GPUs A100-40 does not fit, 13",
+        "nearest that does: engine=",
         "Launch python -m src.train method=amapo model=llama3_8b_base",
     ):
         assert fragment in shown, fragment

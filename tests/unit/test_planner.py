@@ -12,7 +12,7 @@ from src.objective.perturbations import AnchorProbe
 from src.planner.engines import ENGINES, backward_buffers, forward_buffers, precision_of, sent, states_of
 from src.planner.fit import Fit, alternatives, fit_of
 from src.planner.gpus import GIB, GPUS, Gpu, usable
-from src.planner.head import head_backward
+from src.planner.head import head_backward, head_forward
 from src.planner.launch import launch_command
 from src.planner.memory import memory_of, phases
 from src.planner.roofline import forward_flops, step_time, units_of
@@ -109,8 +109,8 @@ def test_bytes_sent_in_a_step() -> None:
         "single": 0.0,
         "ddp": 2 * 2 * 4.0,
         "fsdp2": (5 + 3) * 2 + 3 * 4.0,
-        "zero2": 3 * 2 + 2.0,
-        "zero3": (5 + 3) * 2 + 3 * 2.0,
+        "zero2": 3 * 4 + 2.0,
+        "zero3": (5 + 3) * 2 + 3 * 4.0,
     }
     for engine, bytes_each in expected.items():
         assert sent(on(engine), SHAPE, **counts) == pytest.approx(0.75 * bytes_each * BILLION), engine
@@ -202,10 +202,24 @@ def test_sharpness_keeps_its_snapshot_through_the_second_backward_and_an_anchor_
 def test_the_head_alone_knows_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     supervised = 8 * 2 * 200
     found = memory_of(SHAPE, ROWS, NOTHING, ONE)
-    assert found.logits == head_backward(SHAPE, "autocast", supervised, 0) == 16 * supervised * SHAPE.vocabulary
+    assert found.logits == max(
+        head_backward(SHAPE, "autocast", supervised), head_forward(SHAPE, "autocast", supervised)
+    )
     monkeypatch.setattr("src.planner.memory.head_backward", lambda *_: 7)
     monkeypatch.setattr("src.planner.memory.head_forward", lambda *_: 5)
     assert {memory.logits for memory in phases(SHAPE, ROWS, NOTHING, ONE)} == {5, 7, 0}
+
+
+def test_logits_of_more_than_a_chunk_take_no_more() -> None:
+    """4096 tokens of this vocabulary at a time on a GPU; the gradient of the head is there besides, in float32."""
+    small, lone, more = 1000, 4096, 100_000
+    assert head_backward(SHAPE, "bfloat16", small) == 2 * small * SHAPE.vocabulary + 6 * SHAPE.head
+    forwards = [head_forward(SHAPE, "bfloat16", tokens) for tokens in (small, lone, more)]
+    assert forwards[0] < forwards[1] == forwards[2] == (2 * 4096 + 4 * 256) * SHAPE.vocabulary
+    assert head_backward(SHAPE, "float32", more) == 4 * 4096 * SHAPE.vocabulary + 4 * SHAPE.head
+    capped = replace(SHAPE, capped_logits=True)
+    assert head_forward(capped, "float32", lone) == 3 * head_forward(SHAPE, "float32", lone)
+    assert head_backward(replace(SHAPE, share=Share(1000, BILLION)), "float32", small) == 4 * small * SHAPE.vocabulary
 
 
 # --- what is proposed -------------------------------------------------------------------------------------------------
