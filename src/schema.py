@@ -31,6 +31,7 @@ class ModelConfig:
     stop_tokens: list[str] = field(default_factory=list)
     dtype: str = one_of("float32", "bfloat16")
     attention: str = one_of("sdpa", "eager", "flash_attention_2")
+    layout: str = one_of("prefix", "padded", default="prefix")
     gradient_checkpointing: bool = False
     trainable: str = one_of("full", "mlp", default="full")
     sft_seed: int = 0
@@ -73,6 +74,7 @@ class TrainingConfig:
     max_pairs: int | None = number(None, at_least=1)
     global_batch_size: int = number(at_least=1)
     micro_batch_size: int = number(at_least=1)
+    max_tokens_per_forward: int | None = number(None, at_least=1)
     learning_rate: float = number(above=0)
     scheduler: str = one_of("cosine", "linear", "constant")
     warmup_ratio: float = number(at_least=0)

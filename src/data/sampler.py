@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -16,19 +17,43 @@ class WindowSampler:
 
     A window may reach over the end of a pass, so nothing is dropped between passes and no batch is short. The order
     does not depend on ``micro_batch_size``.
+
+    ``micro_batch_size``: pairs of a forward over all ``ranks``, at most. ``max_tokens``: likewise tokens of one rank's
+    part of it, of which pair i has ``tokens[i]``; a pair that has more is alone in its part.
     """
 
     pairs: int
     global_batch_size: int
     micro_batch_size: int
     seed: int
+    ranks: int = 1
+    max_tokens: int | None = None
+    tokens: Sequence[int] = field(default=(), compare=False, repr=False)
 
     def window(self, step: int) -> list[list[int]]:
-        """Indices of the micro-batches of optimizer step ``step`` (from 0)."""
+        """Indices of the micro-batches of optimizer step ``step`` (from 0), the same on every rank."""
         first = step * self.global_batch_size
         stream = [self.at(position) for position in range(first, first + self.global_batch_size)]
-        size = self.micro_batch_size
-        return [stream[start : start + size] for start in range(0, len(stream), size)]
+        forwards = []
+        while stream:
+            size = self.fitting(stream[: self.micro_batch_size])
+            forwards.append(stream[:size])
+            stream = stream[size:]
+        return forwards
+
+    def fitting(self, pairs: Sequence[int]) -> int:
+        """How many of ``pairs``, from the first, one forward takes: as many for each rank as have room in every part.
+
+        They stay in the window's order, which says whose statistics are taken together. Sorted by length they would
+        save nothing, since packed rows have no padding.
+        """
+        if self.max_tokens is None:
+            return len(pairs)
+        for each in range(len(pairs) // self.ranks, 1, -1):
+            parts = [pairs[rank * each : (rank + 1) * each] for rank in range(self.ranks)]
+            if all(sum(self.tokens[index] for index in part) <= self.max_tokens for part in parts):
+                return each * self.ranks
+        return min(self.ranks, len(pairs))
 
     def at(self, position: int) -> int:
         """Index of the pair at ``position`` of the endless stream."""

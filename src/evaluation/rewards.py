@@ -36,6 +36,7 @@ from src.generation.policy import directory_hash, local_directory
 from src.model.adapter import saved_settings
 from src.model.load import read_model
 from src.model.logps import pair_log_probs
+from src.model.packed import share_prefixes
 from src.objective.types import PairLogProbs, ResponseLogProbs
 from src.schema import ModelConfig, TrainConfig
 
@@ -174,6 +175,8 @@ class LogProbScorer:
     def model(self) -> PreTrainedModel:
         """The model on the device."""
         model = read_model(self.weights.model, str(self.weights.path))
+        if self.weights.model.layout == "prefix":
+            share_prefixes(model)
         torch.nn.Module.to(model, self.device)
         return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from src.build import plain
 from src.errors import UserError
 from src.model.adapter import load_adapter_weights, merge_adapter, put_on, saved_settings
+from src.model.packed import share_prefixes
 from src.model.trainable import select_trainable
 from src.schema import ModelConfig
 
@@ -45,6 +47,8 @@ def build_model(
     disable_dropout(model)
     model.train()
     select_trainable(model, config.trainable)
+    if config.layout == "prefix":
+        share_prefixes(model)
     return model
 
 
@@ -137,8 +141,12 @@ def read_weights(config: ModelConfig, path: str) -> PreTrainedModel:
 
 
 def silence_transformers() -> None:
-    """No progress bars for reading and writing weights: a run has its own."""
+    """No progress bars for reading and writing weights: a run has its own; nor a warning of DeepSpeed, which
+    transformers imports to write weights where it is installed, that it finds no GPU."""
     from transformers.utils import logging
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
     cast(Any, logging).disable_progress_bar()
 

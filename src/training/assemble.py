@@ -133,11 +133,18 @@ def prepare_test_pairs(config: TrainConfig, template: ChatTemplate, pairs: Sourc
     return prepare(pairs, NoNoise(), template, options, Path(config.cache_root), "held_out", workers)
 
 
-def sampler_of(config: TrainConfig, pairs: int) -> WindowSampler:
-    """The order in which a run sees its ``pairs`` prepared pairs (or the first ``training.max_pairs``)."""
+def sampler_of(config: TrainConfig, pairs: int, ranks: int = 1, lengths: Sequence[int] = ()) -> WindowSampler:
+    """The order in which a run sees its ``pairs`` prepared pairs (or the first ``training.max_pairs``), and which of
+    them share a forward of ``ranks`` ranks; ``lengths``: tokens of each pair, where a forward may have only so many."""
     training = config.training
     return WindowSampler(
-        at_most(pairs, training.max_pairs), training.global_batch_size, training.micro_batch_size, config.seed
+        at_most(pairs, training.max_pairs),
+        training.global_batch_size,
+        training.micro_batch_size * ranks,
+        config.seed,
+        ranks,
+        training.max_tokens_per_forward if lengths else None,
+        lengths,
     )
 
 

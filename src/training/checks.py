@@ -83,6 +83,7 @@ def further_problems(
     objective = None if any(part is None for part in parts) else find(lambda: build_objective(ready))
     find(lambda: refuse_unknown_recipe(ready))
     find(lambda: refuse_unusable_model(ready))
+    find(lambda: refuse_missing_attention(ready))
     find(lambda: refuse_unread_seed(ready))
     find(lambda: build_noise(ready))
     find(lambda: check_best_metric(ready))
@@ -108,6 +109,15 @@ def further_problems(
         # one record says whether there is data at all; where the run is refused anyway, name its bad records too
         find(lambda: deque(islice(source.pairs(), None if (found_already or problems) and not strict else 1), maxlen=0))
     return problems
+
+
+def refuse_missing_attention(config: TrainConfig) -> None:
+    """Raise ``UserError`` for an attention whose package is not installed here."""
+    if config.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attention=flash_attention_2 needs the package flash_attn, which is not installed here; use "
+            "model.attention=sdpa (eager for Gemma 2), with which model.layout=prefix takes torch's own flash attention"
+        )
 
 
 def refuse_unknown_recipe(config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ OF_PAIRS = ("reference", "scores", "mismatched", "per_token", "anchor_gaps", "gr
 def refuse_unmet_needs(config: TrainConfig, objective: Objective) -> None:
     """Raise ``Problems`` for everything that the method needs and this configuration cannot give, whatever the data."""
     problems = demonstration_problems(config, objective) + lone_pair_problems(config, objective)
+    problems += token_budget_problems(config, objective)
     if problems:
         raise Problems(problems)
 
@@ -44,6 +45,18 @@ def demonstration_problems(config: TrainConfig, objective: Objective) -> list[st
             "trains on demonstrations, so nothing would be filtered; leave it out"
         )
     return problems
+
+
+def token_budget_problems(config: TrainConfig, objective: Objective) -> list[str]:
+    """A number of pairs per forward that follows from their lengths, where the method's numbers depend on it."""
+    most = config.training.max_tokens_per_forward
+    if most is None or objective.needs.statistics != "forward":
+        return []
+    return [
+        f"training.max_tokens_per_forward={most} lets lengths decide how many pairs a forward has, but method="
+        f"{config.method['name']} takes statistics over the pairs of one forward (method.statistics=forward), so they "
+        "would change with them; leave it out, or set method.statistics to a number of pairs or to window"
+    ]
 
 
 def lone_pair_problems(config: TrainConfig, objective: Objective) -> list[str]:

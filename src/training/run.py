@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,7 +208,8 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
     set_seed(config.seed)
     with me.main_first():
         data, tokenizer = run_data(config, objective)
-    sampler = sampler_of(config, len(data.train))
+    lengths = data.train.lengths().sum(1).tolist() if config.training.max_tokens_per_forward else ()
+    sampler = sampler_of(config, len(data.train), me.size, lengths)
     total_steps = sampler.steps(config.training.epochs, config.training.max_steps)
     model = initial_policy(directory, config, base, len(tokenizer))
     if me.is_main:
@@ -222,8 +223,7 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
         say(scope_note(model, scope))
     engine = create_engine(config, model, total_steps)
     batch, limit = config.evaluation.micro_batch_size * me.size, config.evaluation.max_pairs
-    across = replace(sampler, micro_batch_size=sampler.micro_batch_size * me.size)
-    loader = PreparedLoader(data.train, data.validation, across, engine.device, batch, limit)
+    loader = PreparedLoader(data.train, data.validation, sampler, engine.device, batch, limit)
     if objective.needs.mismatched:
         loader = loader.with_mismatched(config.dataset.max_length)
     if objective.needs.reference:
