@@ -20,7 +20,8 @@ from src.data.pairset import TokenizedPair
 from src.engine.perturb import displaced, gradient_norm, scope_parameters, slopes_along_gradient, whole_pieces
 from src.engine.ranks import Ranks
 from src.errors import UserError
-from src.model.logps import pair_log_probs
+from src.model.fused import FusedLoss, Share
+from src.model.logps import pair_log_probs, pair_loss
 from src.objective.objective import Objective
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
@@ -79,6 +80,9 @@ class BigramEngine:
 
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
         return pair_log_probs(self.model, batch, per_token=per_token, prompt=prompt)
+
+    def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
+        return pair_loss(self.model, batch, share, per_token=per_token, prompt=prompt)
 
     def backward(self, loss: Tensor) -> None:
         cast(Any, loss).backward()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.data.collate import PairBatch
 from src.engine.ranks import Ranks
+from src.model.fused import FusedLoss, Share
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 
@@ -47,6 +48,14 @@ class Engine(Protocol):
         Every rank is given the same ``batch`` and gets the log-probs of all its pairs; it computes its share of them,
         and the gradient flows through that share alone.
         ``per_token``: also token by token; ``prompt``: also those of the prompts' own tokens.
+        """
+        ...
+
+    def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
+        """The loss of this rank's share of ``batch``, to be differentiated once, and the log-probs of all its pairs.
+
+        ``share`` gives the loss that some pairs add to the whole, of their log-probs alone; it is asked for groups of
+        pairs whose logits exist just then, so that their gradient costs no second look at them.
         """
         ...
 

@@ -16,9 +16,10 @@ from src.engine.gather import gathered_rows
 from src.engine.join import join, watchdog
 from src.engine.local import LocalEngine, device_of, random_state, restore_random_state
 from src.engine.ranks import Ranks, ranks
+from src.model.fused import FusedLoss, Share
 from src.model.logps import Kernel, as_pairs
 from src.objective.perturbations import PerturbedScope
-from src.objective.types import PairLogProbs, tensors_of
+from src.objective.types import PairLogProbs, each_tensor, tensors_of
 from src.schema import EngineConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -75,6 +76,19 @@ class DdpEngine(LocalEngine):
             mine = self.kernel(own_share(batch, self.ranks), per_token, prompt)
         return as_pairs(gathered_rows(mine, len(batch), self.ranks), prompt=prompt)
 
+    def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
+        self.watch.moved()
+        own = self.ranks.share(len(batch))
+
+        def own_pairs(policy: PairLogProbs, pairs: slice) -> Tensor:
+            if not own:
+                return 0.0 * policy.chosen.summed.sum()  # a pair that only stands in
+            return share(policy, slice(own.start + pairs.start, own.start + pairs.stop))
+
+        found = super().pair_loss(own_share(batch, self.ranks), own_pairs, per_token=per_token, prompt=prompt)
+        rows = tensors_of(wide(found.log_probs, batch))
+        return FusedLoss(found.loss, as_pairs(gathered_rows(rows, len(batch), self.ranks), prompt=prompt))
+
     def backward(self, loss: Tensor) -> None:
         # engines average over ranks; each has the gradient of its own pairs alone, and wanted is the sum
         super().backward(loss * self.ranks.size)
@@ -107,6 +121,16 @@ class DdpEngine(LocalEngine):
         """This rank's generators; those of a rank that was not there before start as rank 0's."""
         known = self.ranks.rank < len(states)
         restore_random_state(states[self.ranks.rank if known else 0], self.device)
+
+
+def wide(log_probs: PairLogProbs, batch: PairBatch) -> PairLogProbs:
+    """Per-token values in rows as wide on every rank, whichever responses it has."""
+    time = batch.layout.input_ids.shape[1]
+
+    def padded(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, time - tensor.shape[1])) if tensor.ndim == 2 else tensor
+
+    return each_tensor(log_probs, padded)
 
 
 def own_share(batch: PairBatch, ranks: Ranks) -> PairBatch:

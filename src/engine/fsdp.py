@@ -59,7 +59,9 @@ class Fsdp2Engine(DdpEngine):
         how: dict[str, Any] = {
             "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=torch.float32),
-            "offload_policy": CPUOffloadPolicy() if self.engine.name.endswith(OFFLOAD) else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(self.device.type == "cuda")
+            if self.engine.name.endswith(OFFLOAD)
+            else OffloadPolicy(),
         }
         # block by block, so that a rank without weights never holds memory for more than one of them
         for block in blocks:
@@ -144,6 +146,8 @@ class Fsdp2Engine(DdpEngine):
         state_dict_loader.load(found, checkpoint_id=checkpoint / SHARDS)
         set_model_state_dict(self.model, found["model"])
         set_optimizer_state_dict(self.model, self.optimizer, found["optimizer"])
+        if state["schedule"]["last_epoch"] == 0:
+            self.optimizer.state.clear()  # torch saves the state before a first step as if that one had been made
         self.schedule.load_state_dict(state["schedule"])
         self.restore_random_states(state["random"])
 

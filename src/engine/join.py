@@ -127,7 +127,10 @@ def lost(error: Exception) -> Exception:
         return error
     place, reason = watching.place, str(error).splitlines()[0]
     time.sleep(1.2 * MISSED * watching.every_s)  # a rank that has died is known by its silence
-    told = watching.behind(watching.places(), time.time())
+    try:
+        told = watching.behind(watching.places(), time.time())
+    except RuntimeError:
+        told = "rank 0, at which the ranks meet, is gone. The same command goes on from the last checkpoint"
     return MissingRankError(
         f"rank {watching.rank}: the ranks lost each other after step {place.step} ({place.doing}): {reason}; {told}",
         exit_code=1,

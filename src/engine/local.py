@@ -29,6 +29,7 @@ from src.engine.ranks import Ranks
 from src.engine.split_master import load_masters, save_masters, split_weights
 from src.errors import UserError
 from src.model.adapter import load_adapter_weights, save_weights, settings_of
+from src.model.fused import FusedLoss, Share
 from src.model.logps import Kernel, as_pairs
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
@@ -84,6 +85,11 @@ class LocalEngine:
     def log_probs(self, batch: PairBatch, *, per_token: bool = False, prompt: bool = False) -> PairLogProbs:
         with self.autocast():
             return as_pairs(self.kernel(batch, per_token, prompt), prompt=prompt)
+
+    def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
+        with self.autocast():
+            loss, *found = self.kernel(batch, per_token, prompt, share)
+        return FusedLoss(loss, as_pairs(found, prompt=prompt))
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)

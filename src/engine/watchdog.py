@@ -73,9 +73,10 @@ class Watchdog:
                 self.store.set(self.key(self.rank), json.dumps(asdict(replace(place, said=now))))
                 if now - place.active > self.timeout_s:
                     self.end(self.places(), now)
-            except Exception as error:  # the store went with rank 0 or torchrun's agent, which speak for themselves
-                if now - place.active > self.timeout_s:
-                    say(f"rank {self.rank}: nothing moved for {self.timeout_s:g} s ({place.doing}), and {error}")
+            except RuntimeError:
+                # the store went with rank 0 or with torchrun's agent, so this rank will not go on either
+                if not self.stopped.wait(self.timeout_s):
+                    say(f"rank {self.rank}: the place where the ranks meet is gone since step {place.step}")
                     os._exit(EXIT_CODE)
 
     def end(self, places: Mapping[int, Place], now: float) -> None:

@@ -138,7 +138,13 @@ class Kernel(torch.nn.Module):
         super().__init__()
         self.model, self.forward_mode = model, forward_mode
 
-    def forward(self, batch: PairBatch, per_token: bool, prompt: bool = False) -> tuple[Tensor, ...]:
+    def forward(
+        self, batch: PairBatch, per_token: bool, prompt: bool = False, share: Share | None = None
+    ) -> tuple[Tensor, ...]:
+        """Log-probs; with a ``share`` that loss before them, of whose gradient alone they are part."""
+        if share is not None:
+            fused = pair_loss(self.model, batch, share, per_token=per_token, prompt=prompt)
+            return (fused.loss, *tensors_of(fused.log_probs))
         found = pair_log_probs(self.model, batch, per_token=per_token, prompt=prompt, forward_mode=self.forward_mode)
         return tuple(tensors_of(found))
 

@@ -45,14 +45,16 @@ def probe_parameters(engine: Engine, objective: Objective, window: Window) -> Pr
 
 def with_probed(inputs: PairInputs, probed: Probed | None, pairs: slice) -> PairInputs:
     """``inputs`` with what was found of these ``pairs`` of the window."""
+    found: dict[str, Any] = dict(probed_values(probed, pairs))
+    return replace(inputs, **found)
+
+
+def probed_values(probed: Probed | None, pairs: slice) -> dict[str, Tensor]:
+    """What was found of these ``pairs`` of the window, by its name in ``PairInputs``."""
     if probed is None:
-        return inputs
-    gaps, norms = probed.anchor_gaps, probed.gradient_norms
-    return replace(
-        inputs,
-        anchor_gaps=None if gaps is None else gaps[pairs],
-        gradient_norms=None if norms is None else norms[pairs],
-    )
+        return {}
+    found = {"anchor_gaps": probed.anchor_gaps, "gradient_norms": probed.gradient_norms}
+    return {name: value[pairs] for name, value in found.items() if value is not None}
 
 
 def anchored(engine: Engine, objective: Objective, window: Window, anchor: AnchorProbe) -> Probed:

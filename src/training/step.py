@@ -13,9 +13,9 @@ from src.engine.base import Engine
 from src.errors import UserError
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.perturbations import Sharpness
-from src.objective.types import PairInputs, PairTerms, Scope, WindowTotals, concatenate
-from src.training.inputs import Window, pair_inputs
-from src.training.probe import Probed, probe_parameters, sharpened, with_probed
+from src.objective.types import PairInputs, PairLogProbs, PairTerms, Scope, WindowTotals, concatenate
+from src.training.inputs import KnownInputs, Window, known_inputs, pair_inputs
+from src.training.probe import Probed, probe_parameters, probed_values, sharpened, with_probed
 
 
 class NonFiniteError(UserError):
@@ -70,14 +70,16 @@ def pass_over(
         terms_of_window, state = window_terms(engine, objective, state, window, probed, learning)
         for batch in engine.forwards(window):
             pairs = slice(start, start + len(batch))
-            found = pair_inputs(engine, objective, batch, for_terms=terms_of_window is None)
-            inputs = with_probed(found, probed, pairs)
-            if terms_of_window is None:
+            given = None if terms_of_window is None else terms_of_window[pairs]
+            fuses = learning and (given is not None or objective.separable)
+            forward = Forward(engine, objective, batch, probed, pairs, given, totals)
+            inputs = forward.descended() if fuses else forward.inputs()
+            if given is None:
                 terms, state = grouped_terms(objective, inputs, state, learning)
             else:
-                terms = terms_of_window[pairs]
+                terms = given
             loss = objective.loss(inputs, terms, totals)
-            if learning:
+            if learning and not fuses:
                 engine.backward(loss)
             losses.append(loss.detach())
             collected.append(metrics_of(objective, inputs, terms, batch, probed, pairs))
@@ -85,6 +87,45 @@ def pass_over(
     metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
     flipped = torch.cat([batch.flipped for batch in window])
     return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One forward of a window: its pairs, which they are of the window, and their terms where those are known."""
+
+    engine: Engine
+    objective: Objective
+    batch: PairBatch
+    probed: Probed | None
+    pairs: slice
+    terms: PairTerms | None
+    totals: WindowTotals
+
+    def known(self) -> KnownInputs:
+        """The inputs but for the policy's log-probs."""
+        found = known_inputs(self.engine, self.objective, self.batch, for_terms=self.terms is None)
+        return replace(found, values={**found.values, **probed_values(self.probed, self.pairs)})
+
+    def inputs(self) -> PairInputs:
+        """The inputs, with gradient."""
+        known, needs = self.known(), self.objective.needs
+        return known.with_policy(self.engine.log_probs(self.batch, per_token=needs.per_token, prompt=needs.prompt))
+
+    def descended(self) -> PairInputs:
+        """The inputs, without gradient, after a forward in which the head made its gradients, and its backward.
+
+        For losses that are sums over pairs: with terms that are known, or found from each pair alone.
+        """
+        known, needs = self.known(), self.objective.needs
+
+        def share(policy: PairLogProbs, pairs: slice) -> Tensor:
+            inputs = known.with_policy(policy, pairs)
+            terms = self.objective.terms(inputs, {})[0] if self.terms is None else self.terms[pairs]
+            return self.objective.loss(inputs, terms, self.totals)
+
+        found = self.engine.pair_loss(self.batch, share, per_token=needs.per_token, prompt=needs.prompt)
+        self.engine.backward(found.loss)
+        return known.with_policy(found.log_probs)
 
 
 def totals_of(window: Window) -> WindowTotals:

@@ -115,7 +115,7 @@ class Trainer:
             add_adapter(self.model, AdapterConfig(name="lora", r=2, alpha=4), seed=0)
         self.engine = LocalEngine(self.model, settings().training, STEPS, "cpu", "float32")
         self.noted = torch.zeros(0)
-        self.engine.optimizer.optimizer.register_step_pre_hook(self.note)
+        self.engine.optimizer.register_step_pre_hook(self.note)
 
     def note(self, *_: Any) -> None:
         self.noted = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])

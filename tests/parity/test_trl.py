@@ -306,7 +306,7 @@ def we_train(row: Row, theirs: Trace) -> Trace:
     def note_gradients(*_: Any) -> None:
         trace.gradients.append(copies({name: p.grad for name, p in named.items() if p.grad is not None}))
 
-    engine.optimizer.optimizer.register_step_pre_hook(note_gradients)
+    engine.optimizer.register_step_pre_hook(note_gradients)
     state, forwards = objective.initial_state(), list(map(our_batch, theirs.batches, theirs.mismatched))
     for start in range(0, len(forwards), row.accumulation):
         window = forwards[start : start + row.accumulation]

@@ -150,13 +150,14 @@ def test_mismatched_forwards_are_made_once_and_hold_no_graph(folder: Path, monke
     for statistics, expected in (("forward", 2), ("window", 2)):
         loop = assembled(folder, "method=kto", f"method.statistics={statistics}")
         calls: list[tuple[bool, bool]] = []
-        real = loop.engine.log_probs
+        for name in ("log_probs", "pair_loss"):
+            real = getattr(loop.engine, name)
 
-        def counted(batch: Any, real: Any = real, calls: Any = calls, **options: bool) -> Any:
-            calls.append(("with the responses" in batch.ids[0], torch.is_grad_enabled()))
-            return real(batch, **options)
+            def counted(batch: Any, *rest: Any, real: Any = real, calls: Any = calls, **options: bool) -> Any:
+                calls.append(("with the responses" in batch.ids[0], torch.is_grad_enabled()))
+                return real(batch, *rest, **options)
 
-        monkeypatch.setattr(loop.engine, "log_probs", counted)
+            monkeypatch.setattr(loop.engine, name, counted)
         training_step(loop.engine, loop.objective, {}, loop.loader.window(0), 1.0)
         assert [graph for mismatched, graph in calls if mismatched] == [False] * expected
         assert calls.count((False, True)) == 2

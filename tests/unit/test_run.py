@@ -101,14 +101,15 @@ def test_nan_names_the_pair(tmp_path: Path) -> None:
     small = Small(configured(tmp_path, "method=simpo"))
     before = {name: value.clone() for name, value in small.model.state_dict().items()}
     poison = dataclasses.replace(small.batch, ids=tuple(f"pair-{index}" for index in range(6)))
-    real = small.engine.log_probs
+    real = small.engine.pair_loss
 
-    def broken(batch: Any, **options: bool) -> Any:
-        result = real(batch, **options)
-        spoiled = result.chosen.summed * torch.tensor([1, 1, float("nan"), 1, 1, 1])
-        return dataclasses.replace(result, chosen=dataclasses.replace(result.chosen, summed=spoiled))
+    def broken(batch: Any, share: Any, **options: bool) -> Any:
+        result = real(batch, share, **options)
+        chosen = result.log_probs.chosen
+        spoiled = dataclasses.replace(chosen, summed=chosen.summed * torch.tensor([1, 1, float("nan"), 1, 1, 1]))
+        return dataclasses.replace(result, log_probs=dataclasses.replace(result.log_probs, chosen=spoiled))
 
-    small.engine.log_probs = broken  # type: ignore[method-assign]
+    small.engine.pair_loss = broken  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"non-finite log-probs or rewards: pair-2\."):
         training_step(small.engine, small.objective, {}, [poison], 1.0)
     assert all(torch.equal(value, before[name]) for name, value in small.model.state_dict().items())
