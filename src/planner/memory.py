@@ -64,7 +64,7 @@ def memory_of(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting)
 def phases(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) -> list[Memory]:
     """The end of the forward, the backward of head and of blocks, and the moment in which weights are moved."""
     precision = precision_of(setting)
-    tokens = setting.micro_batch * rows.per_pair * rows.longest
+    tokens = setting.micro_batch * rows.at_most
     supervised = setting.micro_batch * rows.per_pair * rows.response
     kept = kept_activations(shape, rows, setting)
     base = resting(states_of(setting, shape.share))
@@ -112,7 +112,7 @@ def resting(states: States) -> Memory:
 def kept_activations(shape: ModelShape, rows: Rows, setting: Setting) -> int:
     """Bytes that the forward of one micro-batch keeps for its backward, without those of the head's logits."""
     precision = precision_of(setting)
-    tokens = setting.micro_batch * rows.per_pair * rows.longest
+    tokens = setting.micro_batch * rows.at_most
     supervised = setting.micro_batch * rows.per_pair * rows.response
     per_token = body_bytes(shape, precision, rows.longest, checkpointing=setting.checkpointing)
     per_token += last_norm_bytes(shape, precision) + mask_bytes(shape, precision, rows.longest)

@@ -85,11 +85,11 @@ def units_of(shape: ModelShape, work: MethodWork, setting: Setting) -> tuple[flo
 def forward_flops(shape: ModelShape, rows: Rows) -> tuple[float, float]:
     """FLOPs of body and head in one forward of one pair, at the average length: two for each parameter of a matrix and
     token, and attention's two products (causal: half of them, unless every score is made)."""
-    of_row = rows.tokens / rows.per_pair
+    of_row = rows.forwarded / rows.per_pair
     scores = rows.per_pair * of_row**2 * (1.0 if shape.eager else 0.5)
     attention = 2 * 2 * shape.layers * shape.query_width * scores
     head = 2.0 * shape.head * rows.supervised
-    return 2.0 * (shape.linear - shape.head) * rows.tokens + attention, head
+    return 2.0 * (shape.linear - shape.head) * rows.forwarded + attention, head
 
 
 def step_flops(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) -> float:

@@ -54,17 +54,33 @@ class ModelShape:
 @dataclass(frozen=True)
 class Rows:
     """Tokens of the data. ``longest``: prompt and response; ``response``: the longest response alone; of a pair, both
-    rows together, ``tokens`` and ``supervised`` on average. ``both``: whether rejected responses are computed."""
+    rows together, ``tokens`` and ``supervised`` on average. ``both``: whether rejected responses are computed.
+
+    Where each prompt is computed once for both rows, ``packed``: tokens of the longest pair, and ``computed``: of an
+    average one.
+    """
 
     longest: int
     response: int
     tokens: float
     supervised: float
     both: bool
+    packed: int = 0
+    computed: float | None = None
 
     @property
     def per_pair(self) -> int:
         return 2 if self.both else 1
+
+    @property
+    def at_most(self) -> int:
+        """Tokens of the pair that has most, as it is laid out."""
+        return self.packed or self.per_pair * self.longest
+
+    @property
+    def forwarded(self) -> float:
+        """Tokens of a pair on average that a forward computes."""
+        return self.tokens if self.computed is None else self.computed
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from src.training.assemble import (
 )
 from src.training.checks import chosen_recipe, recipe_exists
 from src.training.needs import readers_of_scores
-from src.training.plan_sizes import Machines, rows_of, setting_of, work_of
+from src.training.plan_sizes import Machines, rows_of, setting_of, shares_prompts, work_of
 from src.training.run import hash_of_base, sft_base
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -124,7 +124,7 @@ def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return {
         "notes": preparation_notes(data.manifest),
         "pairs": {"train": len(data.train), "validation": len(data.validation)},
-        "rows": rows_of(lengths, objective.needs.rejected),
+        "rows": rows_of(lengths, objective.needs.rejected, packed=shares_prompts(config)),
         "examples": [
             Example(text_of(tokenizer, pair.prompt_ids), text_of(tokenizer, pair.chosen_ids)) for pair in shown
         ],
@@ -169,7 +169,7 @@ def estimated_data(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     refuse_unscored(unscored, sum(counts.values()), readers_of_scores(config, objective))
     out = far_apart.seen - far_apart.kept
     notes = [f"left out: {out} x {far_apart.reason}"] if out else []
-    rows = rows_of(np.array(lengths), objective.needs.rejected)
+    rows = rows_of(np.array(lengths), objective.needs.rejected, packed=shares_prompts(config))
     return {"notes": notes, "pairs": counts, "rows": rows, "examples": examples}
 
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from src.config import OFFLOAD
+from src.combinations import OFFLOAD
 from src.engine.create import refuse_missing_package, refuse_uneven_batch
 from src.errors import UserError
+from src.model.packed import KNOWN
 from src.objective.objective import Objective
 from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
 from src.planner.gpus import GPUS, Gpu
@@ -110,8 +111,14 @@ def moved(scope: str, shape: ModelShape) -> int:
     return max(trained - shape.head, 0) if scope == "backbone" and not shape.tied else trained
 
 
-def rows_of(lengths: np.ndarray[Any, Any], both: bool) -> Rows:
-    """From the lengths of prompt, chosen and rejected response of every pair, [pairs, 3]."""
+def shares_prompts(config: TrainConfig) -> bool:
+    """Whether a forward computes each prompt once for both responses."""
+    return getattr(config.model, "layout", "padded") == "prefix" and config.model.architecture["model_type"] in KNOWN
+
+
+def rows_of(lengths: np.ndarray[Any, Any], both: bool, *, packed: bool) -> Rows:
+    """From the lengths of prompt, chosen and rejected response of every pair, [pairs, 3]; ``packed``: prompts are
+    computed once for both."""
     prompt, chosen, rejected = lengths.T
     response = np.maximum(chosen, rejected) if both else chosen
     supervised = chosen + rejected if both else chosen
@@ -121,4 +128,6 @@ def rows_of(lengths: np.ndarray[Any, Any], both: bool) -> Rows:
         tokens=float((prompt * (2 if both else 1) + supervised).mean()),
         supervised=float(supervised.mean()),
         both=both,
+        packed=int((prompt + supervised).max()) if packed else 0,
+        computed=float((prompt + supervised).mean()) if packed else None,
     )

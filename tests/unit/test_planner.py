@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from src.config import CONF, OFFLOAD, compose_train
@@ -21,7 +22,7 @@ from src.planner.sizes import INT8_MOMENTS, MethodWork, ModelShape, Rows, Settin
 from src.planner.words import duration, verdict
 from src.schema import PreflightConfig
 from src.training.assemble import build_objective
-from src.training.plan_sizes import Machines, kind_of, setting_of, work_of
+from src.training.plan_sizes import Machines, kind_of, rows_of, setting_of, work_of
 
 BILLION = 10**9
 SHAPE = ModelShape(
@@ -133,7 +134,8 @@ def test_bytes_sent_in_a_step() -> None:
 )
 def test_units_of_methods(work: MethodWork, units: float) -> None:
     body, head = units_of(SHAPE, work, ONE)
-    assert (body, head) == (pytest.approx(units), pytest.approx(units))
+    assert body == pytest.approx(units)
+    assert head == pytest.approx(units)
     trained = 1 if units < 6 else 2
     assert units_of(SHAPE, work, replace(ONE, checkpointing=True))[0] == pytest.approx(units + trained)
 
@@ -182,11 +184,13 @@ def test_time_is_that_of_the_slower_of_arithmetic_and_links() -> None:
     time = step_time(slow, SHAPE, ROWS, NOTHING, on("fsdp2"))
     flops = 64 * 3 * sum(forward_flops(SHAPE, ROWS))
     assert time.arithmetic == pytest.approx(flops / 4 / 0.4e12)
-    assert (time.limit, time.total) == ("arithmetic", pytest.approx(time.arithmetic))
+    assert time.limit == "arithmetic"
+    assert time.total == pytest.approx(time.arithmetic)
     far = replace(slow, bf16=1e9, network=1.0)
     found = step_time(far, SHAPE, ROWS, NOTHING, on("fsdp2", nodes=2))
     # 64 pairs are one forward of 8 pairs on each of 8 ranks: two gathers in bfloat16, one reduction in float32
-    assert (found.limit, found.links) == ("communication", pytest.approx(7 / 8 * 8 * BILLION / 0.7e9))
+    assert found.limit == "communication"
+    assert found.links == pytest.approx(7 / 8 * 8 * BILLION / 0.7e9)
     assert step_time(far, SHAPE, ROWS, NOTHING, on("fsdp2")).links < 1
 
 
@@ -220,6 +224,16 @@ def test_logits_of_more_than_a_chunk_take_no_more() -> None:
     capped = replace(SHAPE, capped_logits=True)
     assert head_forward(capped, "float32", lone) == 3 * head_forward(SHAPE, "float32", lone)
     assert head_backward(replace(SHAPE, share=Share(1000, BILLION)), "float32", small) == 4 * small * SHAPE.vocabulary
+
+
+def test_prompts_that_are_computed_once() -> None:
+    lengths = np.array([[100, 50, 30], [10, 200, 100]])
+    padded, packed = (rows_of(lengths, both=True, packed=choice) for choice in (False, True))
+    assert (padded.longest, padded.response, padded.tokens, padded.supervised) == (210, 200, 300, 190)
+    assert (padded.at_most, packed.at_most) == (2 * 210, 10 + 200 + 100)
+    assert (padded.forwarded, packed.forwarded) == (300, 245)
+    assert memory_of(SHAPE, packed, NOTHING, ONE).activations < memory_of(SHAPE, padded, NOTHING, ONE).activations
+    assert rows_of(lengths, both=False, packed=False).at_most == 210
 
 
 # --- what is proposed -------------------------------------------------------------------------------------------------
