@@ -198,7 +198,7 @@ def test_demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(model, collate(alone), 1e-10, per_token=True, prompt=True)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
     st.integers(0, 5),
