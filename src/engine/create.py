@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from src.config import OFFLOAD
+from src.combinations import OFFLOAD
 from src.engine.local import LocalEngine, refuse_missing_device
 from src.engine.ranks import Ranks, launched, ranks
 from src.errors import UserError

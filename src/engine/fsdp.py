@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from src.config import OFFLOAD
+from src.combinations import OFFLOAD
 from src.data.collate import PairBatch
 from src.engine.distributed import DdpEngine
 from src.engine.perturb import Piece, displaced, gradient_norm, scope_parameters

@@ -26,7 +26,8 @@ def optimizer_and_schedule(
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = optimizer_of(groups, config)
+    # adapters have no vectors; DeepSpeed drops a group without parameters, which the schedule would miss
+    optimizer = optimizer_of([group for group in groups if group["params"]], config)
     schedule = get_scheduler(
         "constant_with_warmup" if config.scheduler == "constant" else config.scheduler,
         optimizer,
