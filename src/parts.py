@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import CONF, composed_train, constants_of, constants_read_by, unread_constants
+from src.combinations import constants_of, constants_read_by, unread_constants
+from src.config import CONF, composed_train
 from src.errors import UserError
 
 

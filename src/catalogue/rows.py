@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import CONF, composed_train, constants_of
+from src.combinations import constants_of
+from src.config import CONF, composed_train
 from src.errors import UserError
 from src.objective.objective import Objective
 from src.objective.types import Needs, Part

@@ -92,7 +92,7 @@ STORAGE: dict[str, dict[str, Any]] = {
     "split, int8": {"split": True, "moment_bytes": INT8_MOMENTS},
     "split, int8, bfloat16": {"split": True, "moment_bytes": INT8_MOMENTS, "gradient_bytes": 2.0},
 }
-"""Ways to store weights, moments and gradients, from as they are on in how much they save (src/storage.py)."""
+"""Ways to store weights, moments and gradients, from as they are on in how much they save (src/combinations.py)."""
 
 
 def works(before: Setting, after: Setting, work: MethodWork) -> bool:

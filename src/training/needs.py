@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from src.config import adapter_problems
+from src.combinations import adapter_problems
 from src.data.filter import ScoreFilter, refuse_unscored, score_gap
 from src.data.prepare import PreparedData
 from src.data.sources import Source, has_pairs

@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from src.cli import register_schemas
-from src.config import CONF, constants_of, finished
+from src.combinations import constants_of
+from src.config import CONF, finished
 from src.objective import types, weights
 from src.objective.objective import Objective
 from src.objective.types import PairInputs, PairLogProbs, ResponseLogProbs, WindowTotals

@@ -11,10 +11,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.build import locate
-from src.config import CONF, ROOT, SCHEMAS, constants_of, unread_constants
+from src.combinations import constants_of, unread_constants
+from src.config import CONF, ROOT, SCHEMAS
 from src.schema import TrainConfig
 
-READERS = sorted(path for path in (ROOT / "src").rglob("*.py") if path.name != "config.py")
+READERS = sorted(path for path in (ROOT / "src").rglob("*.py") if path.name not in ("config.py", "combinations.py"))
 ELSEWHERE = {
     ("debug", "traceback"): "src/cli.py reads it from a configuration of any program, by its dotted name",
     (

@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from src.config import CONF, OFFLOAD, compose_train
+from src.combinations import OFFLOAD
+from src.config import CONF, compose_train
 from src.model.trainable import Share
 from src.objective.perturbations import AnchorProbe
 from src.planner.engines import ENGINES, backward_buffers, forward_buffers, precision_of, sent, states_of
