@@ -114,7 +114,8 @@ def opened(config: ReproduceConfig) -> tuple[Results, Progress]:
 
     settings = build(cast(Any, config).launcher, "launcher")
     experiment, scale = load(find(config.paper, str(config.table))), read_scale(config.scale)
-    roots = (config.output_root, config.cache_root, config.records_root, config.evaluations_root)
+    cache_root = getattr(settings, "cache_root", None) or config.cache_root
+    roots = (config.output_root, cache_root, config.records_root, config.evaluations_root)
     places = Places(*roots, mirroring(config, experiment.table))
     plan = plan_of(experiment, scale, range(config.seeds), places)
     index = RecordIndex(Path(config.records_root))

@@ -23,7 +23,7 @@ class Scale:
     ``recipes``: ``own`` where stand-ins are trained with the tuned values of their own (conf/recipe/METHOD__MODEL),
     ``paper`` where with those of the model they stand for. ``models``: conf/model name -> overrides that take the place
     of the paper's model and data; a name that is absent is trained as in the paper. ``every``, ``preference``, ``sft``:
-    overrides of all trainings, and of the two kinds.
+    overrides of all trainings, and of the two kinds; ``methods``: conf/method name -> overrides of its own.
     ``benchmarks``: arguments of each benchmark's entry point. ``measures``: "benchmark/metric" -> its counterpart.
     ``seconds``: a rough duration per kind of job, until one was measured.
     ``resources``: what a training (``train``) and the answers or scores of an evaluation (``evaluate``) take of a
@@ -41,6 +41,7 @@ class Scale:
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
     resources: Mapping[str, Resources] = field(default_factory=dict)
+    methods: Mapping[str, Overrides] = field(default_factory=dict)
 
     def training(self, experiment: Experiment, labels: Labels, column: Column, seed: int) -> list[str]:
         """The overrides of ``src.train`` behind a cell; of two values of one key the later one counts."""
@@ -58,6 +59,7 @@ class Scale:
         is_sft = found.get("method") == "method=sft"
         add(found, self.every)
         add(found, self.sft if is_sft else self.preference)
+        add(found, self.methods.get(found.get("method", "").partition("=")[2], ()))
         if is_sft:
             found.pop("recipe", None)
         add(found, [] if is_sft else experiment.overrides)
@@ -106,12 +108,14 @@ def read_scale(name: str) -> Scale:
     if name not in scales():
         raise UserError(f"scale={name} is unknown{did_you_mean(name, scales())}")
     node = read_node(FOLDER / f"{name}.yaml").only(
-        *("recipes", "models", "every", "preference", "sft", "benchmarks", "measures", "seconds", "resources", "notes")
+        *("recipes", "models", "every", "preference", "sft", "methods"),
+        *("benchmarks", "measures", "seconds", "resources", "notes"),
     )
     recipes = node.get("recipes", "own")
     if recipes not in RECIPES:
         raise UserError(f"{node.where}: recipes '{recipes}' is unknown{did_you_mean(str(recipes), RECIPES)}")
     models, benchmarks, measures = node.child("models"), node.child("benchmarks"), node.child("measures")
+    methods = node.child("methods")
     return Scale(
         name,
         recipes,
@@ -124,6 +128,7 @@ def read_scale(name: str) -> Scale:
         {kind: float(seconds) for kind, seconds in node.child("seconds").values.items()},
         node.texts("notes"),
         resources_of(node.child("resources")),
+        {method: methods.texts(method) for method in methods.values},
     )
 
 

@@ -60,6 +60,11 @@ class Slurm:
             self.options(role, 1, 0)
 
     @property
+    def cache_root(self) -> str | None:
+        """That of everything that is submitted, where the cluster has one of its own."""
+        return self.cluster.get("cache_root")
+
+    @property
     def at_a_time(self) -> int:
         """Jobs that run side by side, for the time that is left; without a throttle that is anybody's guess."""
         return int(self.cluster.get("throttle") or 8)

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from src.errors import UserError
 from src.experiments import arrays
 from src.experiments.arrays import Array, arrays_of, dependencies, tasks_of
+from src.experiments.experiment import find, load
+from src.experiments.files import Node
 from src.experiments.jobs import Job, Resources
+from src.experiments.scale import read_scale, resources_of
 
 
 def train(name: str, *needs: Job) -> Job:
@@ -90,3 +94,19 @@ def test_indices_stay_below_the_largest_that_slurm_takes(monkeypatch: pytest.Mon
     runs = [train(f"run{number}") for number in range(7)]
     found = arrays_of([*runs, *(measure("ranking", run) for run in runs)], {})
     assert [sorted(array.tasks) for array in found] == [[0, 1, 2], [0, 1, 2], [0]] * 2
+
+
+def test_a_scale_says_what_jobs_take_and_how_a_method_is_trained() -> None:
+    cluster, laptop = read_scale("cluster"), read_scale("laptop")
+    assert cluster.resources == {"train": Resources(1, 8), "evaluate": Resources(1, 1)}
+    assert laptop.resources == {}
+    table = load(find("gapo", "B"))
+    engines = {}
+    for labels in table.keys:
+        given = cluster.training(table, labels, table.column(table.columns[0].name), 0)
+        (engines[labels["method"]],) = [text for text in given if text.startswith("engine=")]
+    assert engines == dict.fromkeys(engines, "engine=fsdp2") | {"GAPO": "engine=ddp"}
+    with pytest.raises(UserError, match="train: nodes=0, gpus=8 are no numbers of nodes"):
+        resources_of(Node({"train": {"nodes": 0, "gpus": 8}}, "scale/x.yaml"))
+    with pytest.raises(UserError, match="unknown key 'gpu'; did you mean 'gpus'"):
+        resources_of(Node({"train": {"gpu": 8}}, "scale/x.yaml"))

@@ -222,11 +222,13 @@ def test_keys_of_a_cluster_are_read_or_refused(here: Path, slurm: FakeSlurm) -> 
 def test_the_table_can_be_looked_at_where_there_is_no_slurm(
     here: Path, jobs: list[Job], cache: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = (*overrides(here), f"cache_root={cache}", "launcher=slurm")
-    given = [text for text in command if text != f"cache_root={here / 'cache'}"]
+    given = [text for text in (*overrides(here), "launcher=slurm") if not text.startswith("cache_root=")] + [
+        f"cluster.cache_root={cache}"
+    ]
     said = call("src.reproduce", *given, "action=submit")
     assert said.code == 0, said.err
     assert_says(said.out, "submitted 4 jobs as 6 arrays", "how far it is: python -m src.reproduce", "--status")
+    assert json.loads(Path(slurm.calls[0][-1]).read_text())["config"]["cache_root"] == str(cache)
     monkeypatch.setenv("PATH", "/nowhere")
     assert call("src.reproduce", *given, "action=table").code == 0
     assert_says(refused("src.reproduce", *given, "action=status"), "there is no SLURM here")
