@@ -199,3 +199,13 @@ def test_ways_on_a_gpu(way: Way, window: int | None) -> None:
         strict=True,
     ):
         assert (mine.cpu() - theirs).norm() < 2e-2 * theirs.norm()
+
+
+def test_what_fills_a_row_up_still_sees_something() -> None:
+    """A softmax over nothing is NaN on some devices, and so is its gradient, though nobody reads its result."""
+    prefixes = SharedPrefixes([(2, 1, 6), (6, 1, 3)])
+    block = prefixes.plan.blocks[-1]
+    assert (block.rows, block.queries, block.keys) == (2, 6, 9)
+    mask = prefixes.mask(len(prefixes.plan.blocks) - 1, 2)
+    assert mask is not None
+    assert mask.any(-1).all()
