@@ -9,7 +9,7 @@ import pytest
 from benchmarks.memory_plan import COMMON, FAMILIES, Case, compared
 
 SMALL = COMMON | {"num_hidden_layers": 2, "vocab_size": 512}
-TOLERANCE = 0.15
+TOLERANCE = {"activations": 0.05, "peak": 0.08}
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_predictions(kind: str, precision: str, checkpointing: bool) -> None:
     """States to the byte; what a forward keeps, and the peak of forward and backward, within the tolerance."""
     found: dict[str, Any] = compared(Case(kind, SMALL | FAMILIES[kind], precision, checkpointing), "cpu")
     assert found["states"]["predicted"] == found["states"]["measured"]
-    for what in ("activations", "peak"):
-        assert found[what]["predicted"] == pytest.approx(found[what]["measured"], rel=TOLERANCE), what
+    for what, tolerance in TOLERANCE.items():
+        assert found[what]["predicted"] == pytest.approx(found[what]["measured"], rel=tolerance), what
