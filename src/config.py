@@ -51,6 +51,11 @@ LATER: dict[str, Any] = {
     "training.master": "float32",
     "training.gradients": "float32",
     "training.moments": "float32",
+    "training.kept_forwards": 1,
+    "training.max_tokens_per_forward": None,
+    "model.layout": "prefix",
+    "method.sketch_size": 64,
+    "method.perturbation.sketch_size": 64,
 }
 """Keys that came after results were recorded, with the value that leaves the computation as it was: at that value they
 are no part of the hash, so recorded runs keep their names."""
@@ -182,12 +187,18 @@ def hashed_view(config: TrainConfig) -> dict[str, Any]:
     view["debug"] = {"name": config.debug.name}
     view["engine"] = {key: plain["engine"][key] for key in ENGINE_HASHED}
     for key, usual in LATER.items():
-        section, name = key.split(".")
-        value = plain[section].get(name, usual)
-        view[section] = {other: kept for other, kept in view[section].items() if other != name}
-        if value != usual:
-            view[section][name] = value
+        view = without_usual(view, key.split("."), usual)
     return view
+
+
+def without_usual(tree: dict[str, Any], path: list[str], usual: Any) -> dict[str, Any]:
+    """``tree`` without the value at ``path`` where it is ``usual``, or where there is none."""
+    first, *rest = path
+    if not isinstance(tree, dict) or first not in tree:
+        return tree
+    if rest:
+        return {**tree, first: without_usual(tree[first], rest, usual)}
+    return {name: value for name, value in tree.items() if name != first or value != usual}
 
 
 def config_hash(config: TrainConfig, base_hash: str = "") -> str:
