@@ -7,17 +7,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.cluster.lab import running
 from tests.entry import Outcome, assert_says, call
 from tests.experiments.small import TABLE, here, overrides, write
-from tests.lab import lab
 from tests.support import ROOT
 
-__all__ = ["here", "lab"]
+__all__ = ["here"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[None]:
+    """A SLURM of our own, or a reason why none can be started."""
+    with TemporaryDirectory(prefix="lab-", dir="/tmp") as folder, running(Path(folder), nodes=2, gpus=0):
+        yield  # paths of sockets are short
 
 
 @pytest.fixture
