@@ -51,6 +51,7 @@ class Watchdog:
         starts = self.place is None
         self.place = Place(socket.gethostname(), step, doing, now, now)
         if starts:
+            self.store.set(self.key(self.rank), json.dumps(asdict(self.place)))
             self.thread.start()
 
     def moved(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -19,12 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import src.training.checks
-import src.training.run  # noqa: F401 - imported before the forks
 from src.config import compose_train
 from src.engine.create import refuse_unfit_launch
 from src.engine.join import together
 from src.errors import UserError
+from src.schema import TrainConfig
 from src.training.run import train
 from tests.support import SMALL_DATA, SMALL_MODEL, metrics
 
@@ -62,9 +62,20 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def import_everything() -> None:
+    """What ranks would otherwise import each by itself."""
+    for name in (
+        "src.engine.zero",
+        "src.engine.fsdp",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "transformers.models.llama.modeling_llama",
+    ):
+        importlib.import_module(name)
+
+
 def start(size: int, overrides: list[str], folder: Path) -> list[int]:
     """Process ids of the ranks of a run; each says to FOLDER/rank-N.txt what it has to say."""
-    port = free_port()
+    port, config = free_port(), compose_train(overrides)
     children = []
     for rank in range(size):
         child = os.fork()
@@ -74,15 +85,14 @@ def start(size: int, overrides: list[str], folder: Path) -> list[int]:
             log = os.open(folder / f"rank-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os._exit(code_of(overrides))
+            os._exit(code_of(config))
         children.append(child)
     return children
 
 
-def code_of(overrides: list[str]) -> int:
+def code_of(config: TrainConfig) -> int:
     """The exit code of a rank, as its entry point gives it."""
     try:
-        config = compose_train(overrides)
         refuse_unfit_launch(config)
         return together(lambda: train(config))
     except UserError as error:
@@ -168,6 +178,7 @@ def engine_story(engine: str, size: int, rank: int, step: int, base: Path, cache
 
 
 def main() -> None:
+    import_everything()
     base = Path(sys.argv[1])
     stories = {
         engine: engine_story(engine, 2, rank, step, base, base / "cache")
