@@ -119,15 +119,32 @@ def snapshot(setting: Setting, moved: int) -> int:
 
 def sent(setting: Setting, shape: ModelShape, forwards: int, backwards: int, passes: int) -> float:
     """Bytes that a GPU sends in a step of ``forwards`` and ``backwards`` (of a rank's micro-batches, added up over
-    ``passes`` passes through the window), with rings that send (W - 1)/W of what they gather or scatter."""
+    ``passes`` passes through the window), with rings that send (W - 1)/W of what they gather or scatter.
+
+    Within 1 % of what engines were counted to send (``python -m benchmarks.weak_scaling``), for models beyond what
+    DeepSpeed keeps gathered; log-probs and norms, some bytes a pair, are left out.
+    """
     world, share, each = setting.world, shape.share, compute_bytes(precision_of(setting))
     ring = (world - 1) / world
     if setting.engine == "ddp":
         # gradients agree after the last backward of a pass: summed, and sent back
         return passes * 2 * ring * MASTER * share.trained
     if setting.engine == "zero2":
-        return ring * (backwards * MASTER * share.trained + each * share.total)
+        # every backward sums gradients on all ranks; weights are gathered when masters are moved, put back, updated
+        return ring * (backwards * 2 * MASTER * share.trained + (2 * passes - 1) * each * share.total)
     if setting.engine in ("fsdp2", "zero3"):
-        gathers = forwards + backwards if setting.reshard else forwards
-        return ring * (gathers * each * share.total + backwards * MASTER * share.trained)
+        return ring * (each * gathers(setting, shape, forwards, backwards) + backwards * MASTER * share.trained)
     return 0.0
+
+
+def gathers(setting: Setting, shape: ModelShape, forwards: int, backwards: int) -> float:
+    """Parameters that a step gathers where weights are sharded."""
+    total = shape.share.total
+    if setting.engine == "zero3":
+        return forwards * total + backwards * max(total - LIVE, 0)
+    ahead = forwards - backwards
+    # what is not let go of after a forward serves its backward, or the next forward without one
+    once = backwards + ahead / setting.micro_steps
+    if not setting.reshard:
+        return once * total
+    return (backwards + forwards) * (total - shape.rest) + once * shape.rest
