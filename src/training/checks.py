@@ -195,7 +195,7 @@ def refuse_foreign_run(config: TrainConfig) -> None:
     """Raise ``UserError`` when ``run_dir`` holds the run of another configuration."""
     if config.run_dir is not None:
         mine = config_hash(config, hash_of_base(sft_base(config)))
-        refuse_other_configuration(Path(config.run_dir), mine)
+        refuse_other_configuration(Path(config.run_dir), config, mine)
 
 
 def refuse_missing_logger(config: TrainConfig) -> None:

@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
     base_config = sft_base(config)
     base_hash = hash_of_base(base_config)
     directory = run_directory(config, base_hash)
-    me.from_main(lambda: refuse_other_configuration(directory, config_hash(config, base_hash)))
+    me.from_main(lambda: refuse_other_configuration(directory, config, config_hash(config, base_hash)))
     if me.from_main(lambda: is_finished(directory)):
         say(f"finished already: {directory}")
         return 0

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
+from src.config import hashed_view
 from src.engine.ranks import ranks
 from src.errors import UserError
+from src.schema import TrainConfig
 from src.training.checkpoint import Progress
+
+SHOWN = 3
+"""Differences of two configurations that a message names."""
 
 
 def say(text: str) -> None:
@@ -104,11 +110,34 @@ def read_status(directory: Path) -> Mapping[str, Any]:
     return status
 
 
-def refuse_other_configuration(directory: Path, config_hash: str) -> None:
+def refuse_other_configuration(directory: Path, config: TrainConfig, config_hash: str) -> None:
     """Raise ``UserError`` when ``directory`` holds the run of another configuration (possible with ``run_dir``)."""
     other = read_status(directory).get("config_hash", config_hash)
     if other != config_hash:
         raise UserError(
-            f"{directory} holds the run of configuration {other}, this one is {config_hash}; "
-            "use another run_dir, or leave run_dir out"
+            f"{directory} holds the run of configuration {other}, this one is {config_hash}"
+            f"{differences(directory, config)}; use another run_dir, or leave run_dir out"
         )
+
+
+def differences(directory: Path, config: TrainConfig) -> str:
+    """In brackets, the first few values in which ``config`` differs from the run of ``directory``; "" unless known."""
+    path = directory / "config.yaml"
+    if not path.exists():
+        return ""
+    there, found = OmegaConf.load(path), []
+    for key, value in leaves(hashed_view(config)):
+        before = OmegaConf.select(there, key)
+        if before != value:
+            found.append(f"{key}={before} there, {value} here")
+    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f" ({'; '.join(found[:SHOWN])}{more})" if found else ""
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

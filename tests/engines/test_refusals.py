@@ -7,8 +7,10 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from src.config import compose_train, config_hash
 from src.engine.ranks import ranks
@@ -130,11 +132,14 @@ def test_a_missing_meeting_place_is_named(tmp_path: Path, launcher: pytest.Monke
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_a_run_directory_of_another_engine(engine: str, tmp_path: Path) -> None:
     overrides = small(tmp_path, f"run_dir={tmp_path / 'run'}")
-    other = config_hash(compose_train([*overrides, f"engine={engine}"]))
+    there = compose_train([*overrides, f"engine={engine}"])
+    other = config_hash(there)
     (tmp_path / "run").mkdir()
+    OmegaConf.save(cast(DictConfig, there), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "status.json").write_text(json.dumps({"state": "stopped", "config_hash": other}))
     message = refused(TRAIN, *overrides, "engine=single")
     assert_says(message, f"holds the run of configuration {other}", "use another run_dir, or leave run_dir out")
+    assert_says(message, f" (engine.name={engine} there, single here); ")
 
 
 def test_a_stop_file_of_an_earlier_run_is_removed_and_said(tmp_path: Path, launcher: pytest.MonkeyPatch) -> None:
