@@ -1,4 +1,4 @@
-"""For all tests: their order, programs of the environment, and what the garbage collector leaves alone."""
+"""For all tests: their order, programs of the environment, quick compositions, and less garbage collection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.composing import compose_quickly
 
 LONGEST = (
     "tests/resume/",
@@ -24,6 +26,10 @@ LONGEST = (
 
 # Programs that came with the tests' packages (ninja, shellcheck), whether or not the environment is activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def pytest_configure() -> None:
+    compose_quickly()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
