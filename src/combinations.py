@@ -87,10 +87,27 @@ def engine_problems(config: TrainConfig) -> list[str]:
             f"move every weight there and back in each step; use engine={kind}, and checkpointing or more GPUs "
             "for room"
         )
-    if kind not in ("single", "ddp") and perturbation.get("probe") == "first_order":
+    problems += probe_problems(config, kind, str(perturbation.get("probe")))
+    return problems
+
+
+def probe_problems(config: TrainConfig, kind: str, probe: str) -> list[str]:
+    """Probes of GAPO that this engine, or checkpointing, leaves without what they look at."""
+    name, problems = config.engine.name, []
+    if kind not in ("single", "ddp") and probe in ("first_order", "sketch", "stream"):
         problems.append(
-            f"method.probe=first_order differentiates forward through whole parameters, which engine={name} shards; "
+            f"method.probe={probe} looks at whole weights and their gradients, which engine={name} shards; "
             "use method.probe=perturb, or engine=ddp"
+        )
+    elif kind == "ddp" and probe == "stream":
+        problems.append(
+            "method.probe=stream adds up one pair's gradient after the other, and ranks see theirs at once; "
+            "use method.probe=sketch, or engine=single"
+        )
+    if probe == "sketch" and config.model.gradient_checkpointing:
+        problems.append(
+            "method.probe=sketch looks at what layers were given, which model.gradient_checkpointing=true does not "
+            "keep; use method.probe=stream, or model.gradient_checkpointing=false"
         )
     return problems
 

@@ -88,6 +88,7 @@ class TrainingConfig:
     master: str = one_of("float32", "split", default="float32")
     gradients: str = one_of("float32", "bfloat16", default="float32")
     moments: str = one_of("float32", "int8", default="float32")
+    kept_forwards: int = number(1, at_least=0)
     max_grad_norm: float = number(above=0)
 
 

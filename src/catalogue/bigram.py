@@ -25,7 +25,8 @@ from src.model.logps import pair_log_probs, pair_loss
 from src.objective.objective import Objective
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
-from src.training.step import StepOutput, training_step
+from src.training.step import training_step
+from src.training.window import StepOutput
 
 Toy = Mapping[str, Any]
 

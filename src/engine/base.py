@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from src.data.collate import PairBatch
+from src.engine.deferred import Observed, Sketched
 from src.engine.ranks import Ranks
+from src.engine.stream import GradientStream
 from src.model.fused import FusedLoss, Share
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
@@ -83,6 +85,43 @@ class Engine(Protocol):
         self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
         """Log-probs and their derivatives along g over ``scope`` (see ``perturbed``), by forward mode."""
+        ...
+
+    @property
+    def kept_forwards(self) -> int:
+        """Of how many forwards at most what ``record`` keeps may be there at once; 0 = of none."""
+        ...
+
+    def unrecordable(self) -> str | None:
+        """Why ``record`` cannot be used here, in words; ``None`` where it can."""
+        ...
+
+    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+        """Log-probs of ``batch``, and what is needed for the gradient of Σ f_i·m_i for any factors f.
+
+        ``share``: Σ m_i over some pairs of the batch, of their log-probs and which they are. Costs a forward and the
+        gradients of hidden states, none of weights. Without ``learning`` the log-probs alone, by the same arithmetic.
+        """
+        ...
+
+    def weigh(self, observed: Sequence[Observed], factors: Tensor) -> None:
+        """Add the gradient of Σ f_i·m_i over the recorded pairs, ``factors`` [n] in their order, of all ranks."""
+        ...
+
+    def gradients_aside(self) -> AbstractContextManager[None]:
+        """Within the block there is no gradient yet; after it the one from before, whatever the block left."""
+        ...
+
+    def sketched(self, observed: Observed, scope: PerturbedScope, size: int) -> Sketched:
+        """Random projections of the recorded ∇m_i over ``scope`` (``src/model/sketch.py``, ``size``: its s)."""
+        ...
+
+    def sketched_slopes(self, sketched: Sequence[Sketched]) -> tuple[Tensor, Tensor]:
+        """Estimates of ⟨∇m_i, g⟩ [n] and ‖g‖ for g = mean of ∇m_i over all these pairs."""
+        ...
+
+    def stream(self, scope: PerturbedScope) -> GradientStream:
+        """What takes the gradients of single pairs, with products over ``scope``; of one process alone."""
         ...
 
     def perturbation_note(self, scope: PerturbedScope) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from src.data.collate import PairBatch
+from src.engine.deferred import Observed
 from src.engine.gather import gathered_rows
 from src.engine.join import join, watchdog
 from src.engine.local import LocalEngine, device_of, random_state, restore_random_state
@@ -78,16 +79,17 @@ class DdpEngine(LocalEngine):
 
     def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
         self.watch.moved()
-        own = self.ranks.share(len(batch))
-
-        def own_pairs(policy: PairLogProbs, pairs: slice) -> Tensor:
-            if not own:
-                return 0.0 * policy.chosen.summed.sum()  # a pair that only stands in
-            return share(policy, slice(own.start + pairs.start, own.start + pairs.stop))
-
-        found = super().pair_loss(own_share(batch, self.ranks), own_pairs, per_token=per_token, prompt=prompt)
+        mine, own_pairs = own_share(batch, self.ranks), of_own(share, self.ranks.share(len(batch)))
+        found = super().pair_loss(mine, own_pairs, per_token=per_token, prompt=prompt)
         rows = tensors_of(wide(found.log_probs, batch))
         return FusedLoss(found.loss, as_pairs(gathered_rows(rows, len(batch), self.ranks), prompt=prompt))
+
+    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+        self.watch.moved()
+        mine, own_pairs = own_share(batch, self.ranks), of_own(share, self.ranks.share(len(batch)))
+        found = super().record(mine, own_pairs, per_token=per_token, learning=learning)
+        rows = gathered_rows(tensors_of(wide(found.log_probs, batch)), len(batch), self.ranks)
+        return Observed(as_pairs(rows), len(batch), found.recording)
 
     def backward(self, loss: Tensor) -> None:
         # engines average over ranks; each has the gradient of its own pairs alone, and wanted is the sum
@@ -131,6 +133,17 @@ def wide(log_probs: PairLogProbs, batch: PairBatch) -> PairLogProbs:
         return torch.nn.functional.pad(tensor, (0, time - tensor.shape[1])) if tensor.ndim == 2 else tensor
 
     return each_tensor(log_probs, padded)
+
+
+def of_own(share: Share, own: range) -> Share:
+    """``share`` told of this rank's pairs, which are ``own`` of the batch's; 0 of one that only stands in."""
+
+    def own_pairs(policy: PairLogProbs, pairs: slice) -> Tensor:
+        if not own:
+            return 0.0 * policy.chosen.summed.sum()
+        return share(policy, slice(own.start + pairs.start, own.start + pairs.stop))
+
+    return own_pairs
 
 
 def own_share(batch: PairBatch, ranks: Ranks) -> PairBatch:

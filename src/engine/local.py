@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import load_model
 from torch import Tensor
 
 from src.data.collate import PairBatch
+from src.engine.deferred import Observed, Sketched, add_weighted, gradients_aside, slopes_of
 from src.engine.optimizer import optimizer_and_schedule
 from src.engine.perturb import (
     Piece,
@@ -27,10 +28,13 @@ from src.engine.perturb import (
 )
 from src.engine.ranks import Ranks
 from src.engine.split_master import load_masters, save_masters, split_weights
+from src.engine.stream import GradientStream
 from src.errors import UserError
 from src.model.adapter import load_adapter_weights, save_weights, settings_of
 from src.model.fused import FusedLoss, Share
 from src.model.logps import Kernel, as_pairs
+from src.model.sketch import Sketcher
+from src.model.tape import record, unrecordable
 from src.objective.perturbations import PerturbedScope
 from src.objective.types import PairLogProbs
 from src.schema import TrainingConfig
@@ -58,6 +62,7 @@ class LocalEngine:
             split_weights([p for p in self.model.parameters() if p.requires_grad], GRADIENTS[config.gradients])
         self.kernel = self.wrapped(Kernel(self.model))
         self.optimizer, self.schedule = optimizer_and_schedule(self.model, config, total_steps)
+        self.kept_forwards = config.kept_forwards
 
     @property
     def ranks(self) -> Ranks:
@@ -113,6 +118,33 @@ class LocalEngine:
         with self.autocast():
             moved = scope_parameters(self.model, scope)
             return slopes_along_gradient(self.model, batch, moved, adaptive=adaptive, per_token=per_token)
+
+    def unrecordable(self) -> str | None:
+        return unrecordable(self.model)
+
+    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+        with self.autocast():
+            log_probs, recording = record(self.model, batch, share, per_token=per_token, learning=learning)
+        return Observed(log_probs, len(batch), recording)
+
+    def weigh(self, observed: Sequence[Observed], factors: Tensor) -> None:
+        add_weighted(self.model, observed, factors, self.ranks)
+
+    def gradients_aside(self) -> AbstractContextManager[None]:
+        return gradients_aside(self.model.parameters())
+
+    def sketched(self, observed: Observed, scope: PerturbedScope, size: int) -> Sketched:
+        assert observed.recording is not None
+        only = list(scope_parameters(self.model, scope).values())
+        with torch.no_grad():
+            return Sketched(Sketcher(self.model, only, size).of(observed.recording), observed.pairs)
+
+    def sketched_slopes(self, sketched: Sequence[Sketched]) -> tuple[Tensor, Tensor]:
+        return slopes_of(sketched, self.ranks)
+
+    def stream(self, scope: PerturbedScope) -> GradientStream:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return GradientStream(scope_parameters(self.model, scope).values(), trained)
 
     def perturbation_note(self, scope: PerturbedScope) -> str:
         return scope_note(self.model, scope)

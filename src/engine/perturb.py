@@ -129,8 +129,8 @@ def displaced(
                 piece.weights.add_(intended)
                 dtype = compute or piece.weights.dtype
                 actual = piece.weights.to(dtype).to(intended.dtype) - before.to(dtype).to(intended.dtype)
-                found[0] += (actual * intended).sum(dtype=torch.float64)
-                found[1] += (intended * intended).sum(dtype=torch.float64)
+                found[0] += torch.dot(actual.flatten(), intended.flatten())
+                found[1] += torch.dot(intended.flatten(), intended.flatten())
             seen, wanted = total(found)
             publish()
         pieces = ()  # so that gradients which the engine forgets now free their memory

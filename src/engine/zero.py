@@ -234,6 +234,9 @@ class ZeroEngine(DdpEngine):
     ) -> tuple[PairLogProbs, PairLogProbs]:
         raise AssertionError("refused before training: src/config.py")
 
+    def unrecordable(self) -> str | None:
+        return f"engine={self.engine.name} takes gradients from its own backward alone"
+
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         factor = torch.clamp(max_norm / (gradient_norm + 1e-6), max=1.0)
         for piece in self.pieces("full"):

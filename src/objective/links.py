@@ -1,4 +1,8 @@
-"""Links: the loss of one pair from its reward margin and its target margin."""
+"""Links: the loss of one pair from its reward margin and its target margin.
+
+``of_margin`` marks those that look at rewards through their margin alone, so that a pair's gradient is a number times
+that of its margin.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,7 @@ class Logistic:
     label_smoothing: float = 0.0
     flipped: Flipped = "complement"
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
@@ -70,6 +75,7 @@ class UnbiasedLogistic:
     label_smoothing: float
     flipped: Flipped = "complement"
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
@@ -91,6 +97,7 @@ class Squared:
     """(margin − target)², [n]: a pair beyond its target is pulled back to it (IPO Eq. 17; GapPO Eq. 4)."""
 
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __call__(self, rewards: PairRewards, target: Tensor) -> Tensor:
         return (rewards.margins - target).square()
@@ -101,6 +108,7 @@ class Hinge:
     """max(0, target − margin), [n]; no gradient at the kink or beyond it (SLiC, Zhao et al. 2023; AMaPO B.1)."""
 
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __call__(self, rewards: PairRewards, target: Tensor) -> Tensor:
         return torch.relu(target - rewards.margins)
@@ -118,6 +126,7 @@ class Focal:
     exponent: float
     factor: Literal["gradient", "stop_gradient"] = "gradient"
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __post_init__(self) -> None:
         if self.exponent < 0:
@@ -137,6 +146,7 @@ class Linear:
     """target − margin, [n]: every pair is pulled alike; its weight alone says how hard (GAPO's GradNorm-Reweight)."""
 
     needs = Needs(rejected=True)
+    of_margin = True
 
     def __call__(self, rewards: PairRewards, target: Tensor) -> Tensor:
         return target - rewards.margins

@@ -95,9 +95,23 @@ class Objective:
         """
         return self.needs.statistics is None and not self.initial_state()
 
+    @cached_property
+    def rescales(self) -> bool:
+        """Whether, with terms that are given, the gradient of the loss is Σ f_i·∇m_i, m_i the pairs' reward margins.
+
+        So it is where the link looks at margins alone and no regularizer adds to it; ``pulls`` gives the f_i.
+        """
+        return getattr(self.link, "of_margin", False) and getattr(self.regularizer, "vanishes", False)
+
+    def pulls(self, inputs: PairInputs, terms: PairTerms, totals: WindowTotals) -> Tensor:
+        """f_i = ∂loss/∂m_i of each pair, [n], where the loss ``rescales``."""
+        rewards = self.rewards(inputs.policy, inputs.reference).detach()
+        return -self.gradient_weight(rewards, terms) / totals.pairs
+
     def __post_init__(self) -> None:
         refuse_one_margin_for_two_points(self)
         refuse_unserved_readers(self)
+        refuse_stream_of_groups(self)
 
     def initial_state(self) -> ObjectiveState:
         """State before the first step."""
@@ -220,3 +234,12 @@ def refuse_unserved_readers(row: Objective) -> None:
                 f"perturbation={name} finds {spoken} that no part reads, at the cost of a backward pass; "
                 "leave it out, or choose a part that reads them"
             )
+
+
+def refuse_stream_of_groups(row: Objective) -> None:
+    """Raise ``UserError`` where pairs are weighed one by one as they come, and a part looks at several of them."""
+    if getattr(row.perturbation, "probe", None) == "stream" and not (row.separable and row.rescales):
+        raise UserError(
+            "method.probe=stream weighs each pair before it has seen the next, but a part of this method takes "
+            "statistics over several pairs, or adds a term of its own to the loss; use method.probe=sketch"
+        )

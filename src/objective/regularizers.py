@@ -1,4 +1,4 @@
-"""Regularizers: an extra term on the chosen response."""
+"""Regularizers: an extra term on the chosen response; ``vanishes`` marks those that add nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class NoRegularizer:
     """0."""
 
     needs = Needs()
+    vanishes = True
 
     def __call__(self, policy: PairLogProbs, totals: WindowTotals) -> Tensor:
         return policy.chosen.summed.new_zeros(())
@@ -40,6 +41,10 @@ class NegativeLogLikelihood:
                 f"coefficient={self.coefficient}: the term would push the chosen response down; "
                 "give 0 (no such term) or above"
             )
+
+    @property
+    def vanishes(self) -> bool:
+        return self.coefficient == 0
 
     @property
     def needs(self) -> Needs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,6 @@ from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.objective.objective import Objective
 from src.objective.types import Needs, PairInputs, PairLogProbs
-
-Window = Sequence[PairBatch]
-"""The micro-batches of one optimizer step."""
 
 
 def pair_inputs(engine: Engine, objective: Objective, batch: PairBatch, *, for_terms: bool = True) -> PairInputs:

@@ -18,7 +18,7 @@ from src.data.pairset import PairSet
 from src.errors import UserError
 from src.schema import TrainConfig
 from src.training.distributions import keep_distributions
-from src.training.step import StepOutput
+from src.training.window import StepOutput
 
 
 def summarize(output: StepOutput, noisy: bool) -> dict[str, float | None]:

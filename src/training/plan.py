@@ -33,6 +33,7 @@ from src.training.assemble import (
     sampler_of,
 )
 from src.training.checks import chosen_recipe, recipe_exists
+from src.training.deferred import plan_note
 from src.training.needs import readers_of_scores
 from src.training.plan_sizes import Machines, rows_of, setting_of, shares_prompts, work_of
 from src.training.run import hash_of_base, sft_base
@@ -83,6 +84,8 @@ def plan_of(config: TrainConfig, machines: Machines) -> Plan:
     notes = [] if base is None else [f"starts from the SFT base {run_directory(base)}"]
     if objective.needs.reference and config.model.init == "scratch":
         notes.append("the reference is the model with its random initial weights, since model.init=scratch")
+    if note := plan_note(config, objective, machines.ranks):
+        notes.append(note)
     tokenizer, notes = tokenizer_if_any(config, notes)
     counted = estimated_data(config, objective) if tokenizer is None else prepared_counts(config, tokenizer)
     shape = shape_of(config, None if tokenizer is None else len(tokenizer))

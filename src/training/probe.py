@@ -12,14 +12,15 @@ from torch import Tensor
 
 from src.data.collate import PairBatch
 from src.engine.base import Engine
+from src.engine.deferred import Observed, Sketched
 from src.errors import UserError
 from src.objective.objective import Objective
 from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
-from src.objective.types import PairInputs
-from src.training.inputs import Window, pair_inputs
-
-SMALLEST_NORM = 1e-12
-"""A gradient below it has no direction: the group is not perturbed, its gaps are 0."""
+from src.objective.types import PairInputs, PairLogProbs
+from src.training.groups import SMALLEST_NORM, group_size, grouped
+from src.training.inputs import KnownInputs, known_inputs, pair_inputs
+from src.training.stream import streamed_gaps
+from src.training.window import Window
 
 SMALLEST_FRACTION = 0.9
 """Below this applied fraction a perturbation is mostly rounding, and the run stops."""
@@ -58,45 +59,120 @@ def probed_values(probed: Probed | None, pairs: slice) -> dict[str, Tensor]:
     return {name: value[pairs] for name, value in found.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """What the probe found of a group: gaps [n], norm of the direction and applied fraction (scalars, or [n])."""
+
+    gaps: Tensor
+    norm: Tensor
+    applied: Tensor
+
+
 def anchored(engine: Engine, objective: Objective, window: Window, anchor: AnchorProbe) -> Probed:
     """Gap of every pair's reward margin between θ and the anchor of its group (GAPO Eq. 5-7)."""
-    size = sum(map(len, window)) if anchor.anchor_pairs == "window" else anchor.anchor_pairs
-    gaps, applied, norms = [], [], []
-    for group in grouped(window, size):
-        gap, norm, fraction = gaps_of_group(engine, objective, group, anchor)
-        gaps.append(gap)
-        norms.append(norm.expand_as(gap))
-        applied.append(fraction.to(gap.dtype).expand_as(gap))
-    found = torch.cat(gaps)
+    groups = grouped(window, group_size(anchor, window))
+    return diagnosed([gaps_of_group(engine, objective, group, anchor) for group in groups])
+
+
+def diagnosed(groups: Sequence[Gaps]) -> Probed:
+    """What was found of each pair of the groups, in order."""
+    gaps = torch.cat([one.gaps for one in groups])
+    applied = torch.cat([one.applied.to(one.gaps.dtype).expand_as(one.gaps) for one in groups])
     diagnostics = {
-        "anchor/gap": found,
-        "anchor/gradient_norm": torch.cat(norms),
-        "anchor/applied": torch.cat(applied),
-        "anchor/skipped": (torch.cat(applied) == 0).to(found.dtype),
+        "anchor/gap": gaps,
+        "anchor/gradient_norm": torch.cat([one.norm.to(one.gaps.dtype).expand_as(one.gaps) for one in groups]),
+        "anchor/applied": applied,
+        "anchor/skipped": (applied == 0).to(gaps.dtype),
     }
-    return Probed(found, None, diagnostics)
+    return Probed(gaps, None, diagnostics)
 
 
-def gaps_of_group(
-    engine: Engine, objective: Objective, group: Sequence[PairBatch], anchor: AnchorProbe
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaps [n] of the pairs that share one direction, the norm of that direction, and the applied fraction.
+def no_gaps(like: Tensor, norm: Tensor) -> Gaps:
+    """Of a group whose gradient has no direction."""
+    return Gaps(torch.zeros_like(like), norm.to(like.dtype), like.new_zeros(()))
+
+
+def has_direction(norm: Tensor) -> bool:
+    return bool(torch.isfinite(norm) & (norm >= SMALLEST_NORM))
+
+
+def gaps_of_group(engine: Engine, objective: Objective, group: Sequence[PairBatch], anchor: AnchorProbe) -> Gaps:
+    """Gaps of the pairs that share one direction.
 
     Both margins come from the same forward of the same pairs, so that rounding does not enter the gap.
     """
+    if anchor.probe == "stream":
+        gaps, norms = streamed_gaps(engine, objective, group, anchor)
+        return Gaps(gaps, norms, torch.ones_like(gaps))
+    if anchor.probe == "sketch":
+        return sketched_gaps(engine, [sketch_of(engine, objective, batch, anchor) for batch in group], anchor)
     before = margin_gradient(engine, objective, group, anchor.pulls)
     norm = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
-    if not bool(torch.isfinite(norm) & (norm >= SMALLEST_NORM)):
+    if not has_direction(norm):
         engine.discard_gradients()
-        return torch.zeros_like(before), norm.to(before.dtype), before.new_zeros(())
+        return no_gaps(before, norm)
     if anchor.probe == "first_order":
         slopes = [margin_slopes(engine, objective, batch, anchor) for batch in group]
         engine.discard_gradients()
-        return torch.cat(slopes) * (anchor.rho / norm), norm.to(before.dtype), before.new_ones(())
+        return Gaps(torch.cat(slopes) * (anchor.rho / norm), norm, before.new_ones(()))
     with torch.no_grad(), engine.perturbed(-anchor.rho / norm, anchor.scope, adaptive=anchor.adaptive) as applied:
         refuse_vanished(applied)
         after = torch.cat([margins(engine, objective, batch) for batch in group])
-    return before - after, norm.to(before.dtype), applied
+    return Gaps(before - after, norm, applied)
+
+
+def observed_margins(
+    engine: Engine, objective: Objective, batch: PairBatch, known: KnownInputs, *, learning: bool = True
+) -> Observed:
+    """A forward recorded for its reward margins."""
+
+    def share(policy: PairLogProbs, pairs: slice) -> Tensor:
+        inputs = known.with_policy(policy, pairs)
+        return objective.rewards(inputs.policy, inputs.reference).margins.sum()
+
+    return engine.record(batch, share, per_token=objective.needs.per_token, learning=learning)
+
+
+def sketch_of(engine: Engine, objective: Objective, batch: PairBatch, anchor: AnchorProbe) -> Sketched:
+    """Projections of the gradients of a forward's pairs, of which nothing else is kept."""
+    reason = engine.unrecordable()
+    if reason is not None:
+        raise UserError(
+            f"method.probe=sketch looks at the inputs of layers, which cannot be had here: {reason}; "
+            "use method.probe=perturb, or method.probe=stream"
+        )
+    known = known_inputs(engine, objective, batch, for_terms=False)
+    return engine.sketched(observed_margins(engine, objective, batch, known), anchor.scope, anchor.sketch_size)
+
+
+def sketched_gaps(engine: Engine, sketched: Sequence[Sketched], anchor: AnchorProbe) -> Gaps:
+    """Estimated first-order gaps of the pairs of a group; no weight moves."""
+    slopes, norm = engine.sketched_slopes(sketched)
+    if not has_direction(norm):
+        return no_gaps(slopes, norm)
+    return Gaps(slopes * (anchor.rho / norm), norm, slopes.new_ones(()))
+
+
+def finite_gaps(
+    engine: Engine, objective: Objective, group: Sequence[PairBatch], observed: Sequence[Observed], anchor: AnchorProbe
+) -> Gaps:
+    """The exact gaps, as ``gaps_of_group`` finds them, from forwards of ``group`` that were ``observed``."""
+    known = [known_inputs(engine, objective, batch, for_terms=False) for batch in group]
+
+    def margins_of(found: Sequence[Observed]) -> Tensor:
+        inputs = [one.with_policy(forward.log_probs) for one, forward in zip(known, found, strict=True)]
+        return torch.cat([objective.rewards(one.policy, one.reference).margins for one in inputs])
+
+    before = margins_of(observed)
+    engine.weigh(observed, anchor.pulls(before) / len(before))
+    norm = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
+    if not has_direction(norm):
+        return no_gaps(before, norm)
+    with torch.no_grad(), engine.perturbed(-anchor.rho / norm, anchor.scope, adaptive=anchor.adaptive) as applied:
+        refuse_vanished(applied)
+        pairs = zip(group, known, strict=True)
+        after = margins_of([observed_margins(engine, objective, *one, learning=False) for one in pairs])
+    return Gaps(before - after, norm, applied)
 
 
 def margin_gradient(
@@ -159,21 +235,3 @@ def refuse_vanished(applied: Tensor) -> None:
             "so what it shows would be noise; use model.dtype=float32, or method.probe=first_order where the method "
             "has it (GAPO), which moves no weight"
         )
-
-
-def grouped(window: Window, size: int) -> Iterator[list[PairBatch]]:
-    """The pairs of the window in order, ``size`` at a time (the last group may be smaller), cut along forwards."""
-    group: list[PairBatch] = []
-    room = size
-    for batch in window:
-        start = 0
-        while start < len(batch):
-            stop = min(start + room, len(batch))
-            group.append(batch if (start, stop) == (0, len(batch)) else batch[start:stop])
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield group
-                group, room = [], size
-    if group:
-        yield group

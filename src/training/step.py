@@ -13,35 +13,28 @@ from src.engine.base import Engine
 from src.errors import UserError
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.perturbations import Sharpness
-from src.objective.types import PairInputs, PairLogProbs, PairTerms, Scope, WindowTotals, concatenate
-from src.training.inputs import KnownInputs, Window, known_inputs, pair_inputs
+from src.objective.types import PairInputs, PairLogProbs, PairTerms, WindowTotals, concatenate
+from src.training.deferred import passed_at_once
+from src.training.inputs import KnownInputs, known_inputs, pair_inputs
 from src.training.probe import Probed, probe_parameters, probed_values, sharpened, with_probed
+from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, totals_of
 
 
 class NonFiniteError(UserError):
     """Loss or gradient is no finite number; the update was not made."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What one step (or one validation) gave: the loss, per-pair metrics and flipped flags [n], the state after it."""
-
-    loss: Tensor
-    pair_metrics: dict[str, Tensor]
-    flipped: Tensor
-    gradient_norm: Tensor | None
-    state: ObjectiveState
-
-
 def training_step(
     engine: Engine, objective: Objective, state: ObjectiveState, window: Window, max_grad_norm: float
 ) -> StepOutput:
     """Update the weights by one window; raises ``NonFiniteError`` (naming its pairs) instead of a broken update."""
-    probed = probe_parameters(engine, objective, window)
-    passed = pass_over(engine, objective, state, window, probed)
+    passed = passed_at_once(engine, objective, state, window)
+    if passed is None:
+        probed = probe_parameters(engine, objective, window)
+        passed = pass_over(engine, objective, state, window, probed)
     if isinstance(objective.perturbation, Sharpness):
         with sharpened(engine, objective.perturbation) as found:
-            pass_over(engine, objective, state, window, probed)
+            pass_over(engine, objective, state, window, None)
         per_pair = {name: value.expand(len(passed.flipped)) for name, value in found.items()}
         passed = replace(passed, pair_metrics=passed.pair_metrics | per_pair)
     norm = engine.gradient_norm()
@@ -128,15 +121,6 @@ class Forward:
         return known.with_policy(found.log_probs)
 
 
-def totals_of(window: Window) -> WindowTotals:
-    """Global sizes of the window."""
-    return WindowTotals(
-        pairs=sum(map(len, window)),
-        chosen_tokens=sum(batch.chosen_tokens for batch in window),
-        prompt_tokens=sum(batch.prompt_tokens for batch in window),
-    )
-
-
 def metrics_of(
     objective: Objective, inputs: PairInputs, terms: PairTerms, batch: PairBatch, probed: Probed | None, pairs: slice
 ) -> dict[str, Tensor]:
@@ -164,27 +148,6 @@ def window_terms(
     with torch.no_grad():
         inputs = concatenate([pair_inputs(engine, objective, batch) for batch in window])
     return grouped_terms(objective, with_probed(inputs, probed, slice(None)), state, evolving)
-
-
-def fits_in_forwards(scope: Scope | None, window: Window) -> bool:
-    """Whether every group of statistics lies within one forward."""
-    if scope is None or scope == "forward" or len(window) == 1:
-        return True
-    return scope != "window" and all(len(batch) % scope == 0 for batch in window)
-
-
-def grouped_terms(
-    objective: Objective, inputs: PairInputs, state: ObjectiveState, evolving: bool
-) -> tuple[PairTerms, ObjectiveState]:
-    """Terms of ``inputs``, group of statistics by group, in order; the state moves on only when ``evolving``."""
-    scope = objective.needs.statistics
-    size = scope if isinstance(scope, int) else max(len(inputs), 1)
-    parts = []
-    for start in range(0, len(inputs), size):
-        terms, after = objective.terms(inputs[start : start + size], state)
-        state = after if evolving else state
-        parts.append(terms)
-    return PairTerms.concatenate(parts), state
 
 
 def validate(engine: Engine, objective: Objective, state: ObjectiveState, batches: Sequence[PairBatch]) -> StepOutput:

@@ -18,10 +18,10 @@ from src.objective.types import PairTerms, concatenate
 from src.schema import TrainConfig
 from src.training import loop
 from src.training.checkpoint import Checkpoints
-from src.training.inputs import Window, pair_inputs
+from src.training.inputs import pair_inputs
 from src.training.probe import probe_parameters, with_probed
 from src.training.run import train
-from src.training.step import StepOutput, totals_of
+from src.training.window import StepOutput, Window, totals_of
 from tests.methods import METHODS
 from tests.resume.test_resume import assert_same, final_state
 from tests.support import SMALL_RUN, metrics

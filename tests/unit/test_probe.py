@@ -19,7 +19,8 @@ from src.objective.anchor import GradientNorm
 from src.objective.links import Linear
 from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
 from src.objective.targets import Constant, NoMargin
-from src.training.probe import gaps_of_group, grouped, probe_parameters
+from src.training.groups import grouped
+from src.training.probe import gaps_of_group, probe_parameters
 from src.training.step import training_step, validate
 from tests.unit.probe_tools import BETA, RHO, by_hand, engine, margins, objective, tiny, window
 
@@ -137,7 +138,8 @@ def test_validation_gives_the_loss_of_training_and_moves_nothing() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     trained = training_step(one, objective(), {}, window((6,)), 1e9)
-    assert validated.loss.item() == pytest.approx(trained.loss.item(), rel=1e-12)
+    # training differentiates in another order, and Llama normalizes in float32 whatever the weights
+    assert validated.loss.item() == pytest.approx(trained.loss.item(), rel=1e-8)
 
 
 def test_tied_head_moves_the_embedding_and_says_so() -> None:
@@ -306,9 +308,10 @@ def test_constants_and_rows_that_cannot_work_are_refused(build: Callable[[], Any
 def test_a_group_needs_no_more_than_its_pairs() -> None:
     """A direction taken over the window is not the one of its forwards."""
     one = engine(tiny())
-    gaps, norm, applied = gaps_of_group(one, objective(), window(), AnchorProbe(RHO, "window"))
-    parts = [gaps_of_group(one, objective(), [batch], AnchorProbe(RHO, 3))[0] for batch in window((3, 3))]
+    found = gaps_of_group(one, objective(), window(), AnchorProbe(RHO, "window"))
+    parts = [gaps_of_group(one, objective(), [batch], AnchorProbe(RHO, 3)).gaps for batch in window((3, 3))]
+    gaps = found.gaps
     assert gaps.shape == (6,)
-    assert norm > 0
-    assert float(applied) == pytest.approx(1)
+    assert found.norm > 0
+    assert float(found.applied) == pytest.approx(1)
     assert not torch.allclose(gaps, torch.cat(parts), rtol=1e-3)

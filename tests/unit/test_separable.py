@@ -64,6 +64,27 @@ def test_a_loss_is_the_sum_of_its_pairs_where_it_says_so_and_not_elsewhere(metho
     assert max(differences) < 1e-12, "with terms that are given, every loss is a sum"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_of_margins_alone_rescales_their_gradients_and_no_other_does(method: str) -> None:
+    objective, inputs = case(method)
+    if not objective.needs.rejected:
+        assert not objective.rescales
+        return
+    terms, _ = terms_of(objective, inputs)
+    by = list(leaves(inputs).values())
+    wanted = torch.autograd.grad(
+        objective.loss(inputs, terms, totals_of(inputs)), by, allow_unused=True, retain_graph=True
+    )
+    factors = objective.pulls(inputs, terms, totals_of(inputs))
+    margins = objective.rewards(inputs.policy, inputs.reference).margins
+    found = torch.autograd.grad((factors * margins).sum(), by, allow_unused=True)
+    same = all(
+        a is b is None or (a is not None and b is not None and torch.allclose(a, b, rtol=1e-10, atol=1e-13))
+        for a, b in zip(found, wanted, strict=True)
+    )
+    assert objective.rescales == same
+
+
 def test_both_kinds_are_there() -> None:
     found = [composed(method).separable for method in METHODS]
     assert len(METHODS) == len(found) >= 49

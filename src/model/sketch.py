@@ -1,0 +1,135 @@
+"""Inner products of the pairs' gradients from small random projections of them, without forming any gradient.
+
+The gradient of m_i by a layer's weight is G_i = Σ_t δ_t·x_tᵀ over the tokens of pair i. With independent Gaussian A and
+B whose columns have E[A·Aᵀ] = 1 = E[B·Bᵀ], S_i = Aᵀ·G_i·B, [s, s], has E⟨S_i, S_j⟩ = ⟨G_i, G_j⟩, for i = j too. S_i
+costs s·(width in + width out) products a token, of which layers with one input share a half. Vectors (normalizing
+layers, biases) are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from src.model.logps import head_of
+from src.model.tape import Call, Recording, embedded, identity, kind_of, norm_terms, two_dimensional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SEED = 20_260
+"""Projections depend on it, on the place of a parameter in the model and on its shape: they are alike in every step, on
+every rank and after a resumed run."""
+
+Sketches = dict[int, Tensor]
+"""Per-pair sketches [pairs, entries] by the place of the parameter in the model."""
+
+
+@lru_cache(maxsize=4096)
+def projection(width: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Independent normal numbers of variance 1/size, [width, size]."""
+    drawn = torch.randn(width, size, generator=torch.Generator().manual_seed(seed))
+    return drawn.div_(size**0.5).to(device, dtype)
+
+
+class Sketcher:
+    """Sketches of one forward after the other; ``only``: the parameters that count, ``size``: s."""
+
+    def __init__(self, model: PreTrainedModel, only: Collection[nn.Parameter], size: int, seed: int = SEED) -> None:
+        self.head: Any = head_of(model)[0]
+        wanted = {id(parameter) for parameter in only}
+        # every parameter has two seeds; a tied weight is one parameter, whose sketches add up
+        self.places = {id(p): number for number, p in enumerate(model.parameters()) if id(p) in wanted}
+        self.size, self.seed = size, seed
+
+    def of(self, recording: Recording) -> Sketches:
+        """Sketches of ∇m_i of every pair of a recording."""
+        found: Sketches = {}
+        self.input: tuple[Any, int, Tensor] | None = None
+        for call in recording.calls:
+            self.add_call(found, call, recording)
+        self.add_head(found, recording)
+        return found
+
+    def projected(self, tokens: Tensor, place: int, side: int) -> Tensor:
+        """``tokens`` [tokens, width] in s dimensions, by the projection of a parameter's side."""
+        seed = self.seed + 2 * place + side
+        return tokens @ projection(tokens.shape[1], self.size, seed, tokens.dtype, tokens.device)
+
+    def add_call(self, found: Sketches, call: Call, recording: Recording) -> None:
+        """Those of a layer."""
+        module: Any = call.module
+        kind = kind_of(module)
+        place = self.places.get(id(module.weight))
+        if kind == "linear":
+            given, delta = two_dimensional(call)
+            if place is not None:
+                inputs = self.inputs(call, given, place)
+                add(found, place, self.per_pair(self.projected(delta, place, 0), inputs, recording.spans))
+            self.add_vectors(found, {"bias": delta} if module.bias is not None else {}, call, recording)
+        elif kind != "embedding":
+            self.add_vectors(found, norm_terms(call), call, recording)
+        elif place is not None:
+            ids, delta = embedded(call)
+            rows = projection(
+                module.num_embeddings, self.size, self.seed + 2 * place, delta.dtype, delta.device
+            ).index_select(0, ids)
+            add(found, place, self.per_pair(rows, self.projected(delta, place, 1), recording.spans))
+
+    def inputs(self, call: Call, given: Tensor, place: int) -> Tensor:
+        """A layer's input in s dimensions; layers in a row that have one input share its projection."""
+        if self.input is None or self.input[0] != identity(call.given):
+            self.input = (identity(call.given), place, self.projected(given, place, 1))
+        return self.input[2]
+
+    def per_pair(self, outputs: Tensor, inputs: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
+        """Σ_t output_t·input_tᵀ over the tokens of each pair, [pairs, s · s], in float32."""
+        found = []
+        for mine in spans:
+            products = [outputs[span].t() @ inputs[span] for span in mine]
+            found.append((products[0] if len(products) == 1 else torch.stack(products).sum(0)).flatten())
+        return torch.stack(found).to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def add_vectors(self, found: Sketches, terms: dict[str, Tensor], call: Call, recording: Recording) -> None:
+        """Gradients of vectors, exactly: sums over each pair's tokens of ``terms`` [tokens, width]."""
+        for name, tokens in terms.items():
+            place = self.places.get(id(getattr(call.module, name)))
+            if place is not None:
+                sums = [torch.stack([tokens[span].sum(0) for span in mine]).sum(0) for mine in recording.spans]
+                rows = torch.stack(sums)
+                add(found, place, rows.to(torch.promote_types(rows.dtype, torch.float32)))
+
+    def add_head(self, found: Sketches, recording: Recording) -> None:
+        """Those of the output layer; its logits are made again unless they were kept."""
+        head = recording.head
+        place = self.places.get(id(self.head.weight))
+        bias = None if self.head.bias is None else self.places.get(id(self.head.bias))
+        if place is None and bias is None:
+            return
+        pairs = recording.pairs
+        for part, residuals in head.parts():
+            counted = head.coefficients[part, None].to(residuals.dtype).neg()
+            owners = head.token_pairs[part]
+            spans = [[slice(*ends)] for ends in bounds(owners, pairs)]
+            if place is not None:
+                outputs = self.projected(residuals, place, 0).mul_(counted)
+                inputs = self.projected(head.hidden[part], place, 1)
+                add(found, place, self.per_pair(outputs, inputs, spans))
+            if bias is not None:
+                sums = torch.zeros(pairs, residuals.shape[1], dtype=counted.dtype, device=counted.device)
+                add(found, bias, sums.index_add_(0, owners, residuals * counted))
+
+
+def bounds(owners: Tensor, pairs: int) -> list[tuple[int, int]]:
+    """Where the tokens of each pair stand among sorted ``owners``."""
+    marks = torch.searchsorted(owners, torch.arange(pairs + 1, device=owners.device)).tolist()
+    return list(pairwise(marks))
+
+
+def add(found: Sketches, place: int, rows: Tensor) -> None:
+    found[place] = found[place] + rows if place in found else rows
