@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,7 +65,12 @@ class Case:
 
 
 def cases(size: int) -> list[Case]:
-    """All methods on two ranks; on the other axes one whose queue and one whose perturbation may go wrong."""
+    """All methods on two ranks; on the other axes one whose queue and one whose perturbation may go wrong.
+
+    All of everything where EVERY_CASE is set (tests/engines/every_case.py).
+    """
+    if os.environ.get("EVERY_CASE"):
+        return [Case(*axes) for axes in product(ENGINES, METHODS, CUTS, (False, True))]
     found = []
     for engine in ENGINES:
         if size == 2:
