@@ -1,7 +1,7 @@
 """``python -m tests.engines.every_case``: every engine × method × number of ranks × accumulation × tied or not.
 
-The tests run a choice of these cases, all methods on two ranks among them. This runs all 256 (minutes), compares each with
-a single process, and writes results/benchmarks/engine_parity.json; it fails where a difference is above 1e-5.
+The tests run a choice of these cases, all methods on two ranks among them. This runs all 256 (minutes), compares each
+with a single process, and writes results/benchmarks/engine_parity.json; it fails where a difference is above 1e-5.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from tests.engines.jobs import apart, cases
 from tests.support import ROOT
 
 LIMIT = 1e-5
+WHAT = (
+    "largest difference to a single process over 5 steps, relative to max(1, size): loss, every metric of every pair, "
+    "state, gradient norm, learning rate and weights after them (AdamW, eps 1e-3), over accumulation 1 and 4 and tied "
+    "and untied embeddings; 3 pairs a forward and 12 a window, so that 2 and 3 ranks hold uneven shares"
+)
 OUTPUT = ROOT / "results" / "benchmarks" / "engine_parity.json"
 
 
@@ -39,9 +44,7 @@ def main() -> int:
                 worst[key][case.method] = max(worst[key].get(case.method, 0.0), apart(expected, found[name]))
     most = max(value for row in worst.values() for value in row.values())
     written = {
-        "what": "largest difference to a single process over 5 steps, relative to max(1, size): loss, every metric of every "
-        "pair, state, gradient norm, learning rate and weights after them (AdamW, eps 1e-3), over accumulation 1 and 4 and "
-        "tied and untied embeddings; 3 pairs a forward and 12 a window, so that 2 and 3 ranks hold uneven shares",
+        "what": WHAT,
         "command": "python -m tests.engines.every_case",
         "cases": len(cases(2)) + len(cases(3)),
         "largest": most,
