@@ -34,7 +34,7 @@ class Theirs:
         return cpo_features(pairs) if self.kind == "trl_cpo" else dpo_features(pairs, self.kind != "trl_dpo")
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> float:
-        inputs = self.trainer.data_collator(self.features(pairs))
+        inputs = self.trainer._prepare_inputs(self.trainer.data_collator(self.features(pairs)))
         with scoring_responses_alone() if self.kind == "trl_dpo_compact" else nullcontext():
             loss = self.trainer.compute_loss(self.trainer.model, inputs)
             self.trainer.accelerator.backward(loss)
@@ -42,20 +42,20 @@ class Theirs:
         return float(loss.detach())
 
 
-def theirs(kind: str, model: PreTrainedModel) -> Theirs:
-    """The step of trainer ``kind`` on ``model``, which it changes the forward of."""
-    step = Theirs(trainer_of(kind, model), kind)
+def theirs(kind: str, model: PreTrainedModel, **changed: Any) -> Theirs:
+    """The step of trainer ``kind`` on ``model``, which it changes the forward of; ``changed``: options of it."""
+    step = Theirs(trainer_of(kind, model, **changed), kind)
     step.trainer.model.train()
     return step
 
 
-def trainer_of(kind: str, model: PreTrainedModel) -> Any:
+def trainer_of(kind: str, model: PreTrainedModel, **changed: Any) -> Any:
     """The trainer around ``model``, on a data set of one pair that no step looks at."""
     from datasets import Dataset
 
     rows = Dataset.from_list([{"prompt": "w2 w3", "chosen": " w2", "rejected": " w3"}])
     given: dict[str, Any] = {"model": model, "train_dataset": rows, "processing_class": tokenizer()}
-    common = options() | {"output_dir": tempfile.mkdtemp(prefix="trl-")}
+    common = options() | {"output_dir": tempfile.mkdtemp(prefix="trl-")} | changed
     if kind == "trl_cpo":
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
