@@ -26,7 +26,7 @@ export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-evaluation setup-cluster setup-test demo report readme-table dashboard test lint types unit format calibrate lock clean clean-venv FORCE
+.PHONY: help setup setup-evaluation setup-cluster setup-test demo report readme-table dashboard test lint types unit format bench bench-against bench-own calibrate lock clean clean-venv FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -108,6 +108,18 @@ figure%: setup FORCE ## The same for a figure
 
 dashboard: $(STAMPS)/wandb ## Publish the dashboards to W&B (needs an account; `make report` shows the same panels without)
 	@$(PYTHON) -m src.dashboard
+
+bench: setup-test ## Measure steps against TRL's, technique by technique, and how they grow (20 minutes on two quiet cores)
+	@$(MAKE) --no-print-directory -j2 bench-against bench-own
+
+# CPU time is what is compared, so both may run at once.
+bench-against:
+	@$(PYTHON) -m benchmarks.against_trl
+	@$(PYTHON) -m benchmarks.growth
+
+bench-own:
+	@$(PYTHON) -m benchmarks.step_cost
+	@$(PYTHON) -m benchmarks.end_to_end
 
 calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
 	@$(PYTHON) -m benchmarks.calibrate_toy
