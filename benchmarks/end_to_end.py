@@ -53,7 +53,8 @@ def main() -> int:
         make_task(task, shape, pairs)
         for turn in range(rounds):
             for name in [*given.only[turn:], *given.only[:turn]]:
-                found[name].append(timed(name, task, task / f"out-{turn}-{name.replace(' ', '-')}"))
+                output = task / f"out-{turn}-{name.replace(' ', '-')}"
+                found[name].append(timed(name, task, output, pairs))
                 print(name, found[name][-1], file=sys.stderr, flush=True)
     report = {"made": made, "shape": shape, "pairs": pairs, "batch": BATCH, "programs": found}
     report["ratios"] = {
@@ -92,21 +93,22 @@ def make_task(folder: Path, shape: str, pairs: int) -> None:
         return " ".join(f"w{draw.randrange(2, sizes.vocabulary)}" for _ in range(draw.randint(least, most)))
 
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(pairs + 1):
+        for number in range(pairs + max(8, pairs // 8)):  # some of which are held out
             pair = {"prompt": text(short, long // 2), "chosen": text(short, long), "rejected": text(short, long)}
             file.write(json.dumps({"id": f"p{number}", **pair}) + "\n")
 
 
-def command(name: str, task: Path, output: Path) -> list[str]:
+def command(name: str, task: Path, output: Path, pairs: int) -> list[str]:
     """What a user would type."""
     side, *rest = name.split(" ")
     if side == "trl":
-        return [sys.executable, "-m", "benchmarks.end_to_end_trl", *rest, str(task), str(output)]
+        return [sys.executable, "-m", "benchmarks.end_to_end_trl", *rest, str(task), str(output), str(pairs)]
     method = {"simpo": ["method.beta=2.5", "method.gamma_beta_ratio=0.55"], "dpo": ["method.beta=0.1"]}[rest[0]]
     overrides = [
         *("~recipe", f"method={rest[0]}", *method, "model=tiny", "model.init=pretrained", f"model.path={task}/model"),
         "model.template=null",
-        *("dataset=local", f"dataset.source.path={task}/pairs.jsonl", "dataset.validation_fraction=0.02"),
+        *("dataset=local", f"dataset.source.path={task}/pairs.jsonl", "dataset.validation_fraction=0.1"),
+        f"training.max_pairs={pairs}",
         *(f"training.global_batch_size={BATCH}", f"training.micro_batch_size={BATCH}", "training.epochs=1"),
         *("training.learning_rate=1e-6", "training.scheduler=constant", "training.warmup_ratio=0"),
         *("evaluation.every_steps=0", "evaluation.max_pairs=1", "checkpoint.every_steps=0"),
@@ -115,14 +117,14 @@ def command(name: str, task: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "src.train", *overrides]
 
 
-def timed(name: str, task: Path, output: Path) -> dict[str, float]:
+def timed(name: str, task: Path, output: Path, pairs: int) -> dict[str, float]:
     """Seconds of CPU and by the wall of one run of a program, all that it starts included."""
     log = output.with_suffix(".log")
     before, began = os.times(), time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         process = os.posix_spawn(
             sys.executable,
-            command(name, task, output),
+            command(name, task, output, pairs),
             {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{output}-cache", "PYTHONPATH": str(ROOT)},
             file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), 1), (os.POSIX_SPAWN_DUP2, file.fileno(), 2)],
         )

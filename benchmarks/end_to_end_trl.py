@@ -1,4 +1,4 @@
-"""What a user of TRL would write for the task of benchmarks/end_to_end.py: METHOD [precomputed] TASK OUTPUT."""
+"""What a user of TRL would write for the task of benchmarks/end_to_end.py: METHOD [precomputed] TASK OUTPUT PAIRS."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.end_to_end import BATCH
 
 
 def main() -> int:
-    method, *how, task, output = sys.argv[1:]
+    method, *how, task, output, count = sys.argv[1:]
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loader: Any = AutoTokenizer
     tokenizer, folder = loader.from_pretrained(f"{task}/model"), f"{task}/model"
-    lines = Path(task, "pairs.jsonl").read_text(encoding="utf-8").splitlines()[:-1]
+    lines = Path(task, "pairs.jsonl").read_text(encoding="utf-8").splitlines()[: int(count)]
     rows = [json.loads(line) for line in lines]
     pairs = Dataset.from_list(
         [{"prompt": row["prompt"], "chosen": " " + row["chosen"], "rejected": " " + row["rejected"]} for row in rows]

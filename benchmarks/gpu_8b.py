@@ -122,8 +122,8 @@ def chat_pairs(count: int, vocabulary: int, seed: int) -> list[TokenizedPair]:
     for index in range(count):
         prompt = length(5.0, 0.9, 1800)
         responses = [length(5.8, 0.6, LONGEST - prompt) for _ in range(2)]
-        ids = [tokens(number) for number in (prompt, *responses)]
-        found.append(TokenizedPair(index, f"p{index}", *ids, None, None, flipped=False))
+        before, better, worse = (tokens(number) for number in (prompt, *responses))
+        found.append(TokenizedPair(index, f"p{index}", before, better, worse, None, None, flipped=False))
     return found
 
 

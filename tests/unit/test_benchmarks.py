@@ -147,7 +147,9 @@ def test_gpu_targets_compare_the_best_of_each() -> None:
 
 def test_whole_programs_are_given_the_same_task(tmp_path: Path) -> None:
     end_to_end.make_task(tmp_path, "nano", 3)
-    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
-    ours, theirs = (end_to_end.command(name, tmp_path, tmp_path / "out") for name in ("own dpo", "trl dpo precomputed"))
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 11
+    ours, theirs = (
+        end_to_end.command(name, tmp_path, tmp_path / "out", 3) for name in ("own dpo", "trl dpo precomputed")
+    )
     assert f"dataset.source.path={tmp_path}/pairs.jsonl" in ours
     assert theirs[2:5] == ["benchmarks.end_to_end_trl", "dpo", "precomputed"]
