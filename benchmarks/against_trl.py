@@ -181,12 +181,14 @@ def targets(case: Case, one: dict[str, Any]) -> dict[str, Any]:
     """What must be reached and what was; ratios are those of CPU time."""
     found: dict[str, Any] = {}
     for name, least in case.faster:
-        if "time" in one:
+        if "time" in one and name in one["time"]["ratios"]["cpu"]:
             median = one["time"]["ratios"]["cpu"][name][0]
             found[f"time/{name}"] = {"at_least": least, "measured": median, "met": median >= least}
     if case.memory is not None and "memory" in one:
         for name in ("trl_cpo", "trl_dpo", "trl_dpo_precomputed"):
-            share = one["memory"]["share"][name]
+            share = one["memory"]["share"].get(name)
+            if share is None:
+                continue
             found[f"memory/{name}"] = {"at_most": case.memory, "measured": share, "met": share <= case.memory}
     return found
 
@@ -218,7 +220,7 @@ def time_rows(found: dict[str, Any]) -> list[list[str]]:
         case, ratios = one["case"], one["time"]["ratios"]["cpu"]
         seconds = one["time"]["samples"]["own_simpo"]["cpu_s"]
         lengths = f"{case['prompt']} : {case['shortest']}–{case['longest']}"
-        values = [str(Ratio(*ratios[method])) for method in LABELS]
+        values = [str(Ratio(*ratios[method])) if method in ratios else "" for method in LABELS]
         rows.append([name, lengths, str(len(seconds)), *values, f"{sorted(seconds)[len(seconds) // 2]:.2f}"])
     return rows
 
@@ -229,7 +231,10 @@ def memory_rows(found: dict[str, Any]) -> list[list[str]]:
         if "memory" not in one:
             continue
         peaks, shares = one["memory"]["peak_mib"], one["memory"]["share"]
-        cells = [f"{shares[m]:.2f} ({peaks[base]:.0f} / {peaks[m]:.0f})" for m, base in COMPARED.items()]
+        cells = [
+            f"{shares[method]:.2f} ({peaks[base]:.0f} / {peaks[method]:.0f})" if method in shares else ""
+            for method, base in COMPARED.items()
+        ]
         rows.append([name, *cells])
     return rows
 
@@ -254,8 +259,9 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     def bars(axes: Any) -> None:
         width = 0.8 / len(LABELS)
         for place, (method, label) in enumerate(LABELS.items()):
-            values = [Ratio(*ratios[method]) for ratios in timed.values()]
-            at = [number + (place - (len(LABELS) - 1) / 2) * width for number in range(len(values))]
+            there = [(number, ratios) for number, ratios in enumerate(timed.values()) if method in ratios]
+            values = [Ratio(*ratios[method]) for _, ratios in there]
+            at = [number + (place - (len(LABELS) - 1) / 2) * width for number, _ in there]
             spread = [[one.median - one.low for one in values], [one.high - one.median for one in values]]
             axes.bar(at, [one.median for one in values], width, yerr=spread, label=label, capsize=2)
         axes.axhline(1, color="black", linewidth=0.8)
