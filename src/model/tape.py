@@ -74,11 +74,15 @@ def trained_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 @dataclass(slots=True)
 class Call:
-    """A layer in a forward: its input, and the gradient of its output (until the backward: the output itself)."""
+    """A layer in a forward: its input, and the gradient of its output (until the backward: the output itself).
+
+    ``terms``: of a normalizing layer, what ``norm_terms`` made of the two, which it is asked for more than once.
+    """
 
     module: nn.Module
     given: Tensor
     delta: Tensor
+    terms: dict[str, Tensor] | None = None
 
 
 @contextmanager
@@ -275,6 +279,13 @@ def embedded(call: Call) -> tuple[Tensor, Tensor]:
 
 def norm_terms(call: Call) -> dict[str, Tensor]:
     """What each token adds to the gradient of a normalizing layer's trained parameters, [tokens, width] by name."""
+    if call.terms is None:
+        call.terms = new_norm_terms(call)
+    return call.terms
+
+
+def new_norm_terms(call: Call) -> dict[str, Tensor]:
+    """The same, from the layer's input and its output's gradient."""
     module: Any = call.module
     width = call.given.shape[-1]
     exact = exact_type(call.given.dtype)
@@ -290,4 +301,5 @@ def norm_terms(call: Call) -> dict[str, Tensor]:
     terms = {"weight": delta * normal}
     if getattr(module, "bias", None) is not None:
         terms["bias"] = delta
-    return {name: value.sum(1) for name, value in terms.items() if getattr(module, name).requires_grad}
+    wanted = {name: value for name, value in terms.items() if getattr(module, name).requires_grad}
+    return {name: value[:, 0] if value.shape[1] == 1 else value.sum(1) for name, value in wanted.items()}
