@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a model of no size, to see that it runs")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--shapes", nargs="+", help="models of the part techniques (default L4k S32k)")
+    parser.add_argument("--repetitions", type=int, help="steps of each technique (default 3)")
+    parser.add_argument("--no-memory", action="store_true", help="techniques by time alone")
     parser.add_argument("--folder", type=Path, default=paired.RESULTS, help="where to write")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -55,7 +58,7 @@ def main() -> int:
     from benchmarks.workloads import use_threads
 
     use_threads()
-    size, path = QUICK if given.quick else Size(), given.folder / "step_cost.json"
+    size, path = QUICK if given.quick else sized(given), given.folder / "step_cost.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not given.quick else {}
     measure: dict[str, Callable[[Size], dict[str, Any]]] = {
         "techniques": techniques,
@@ -70,6 +73,17 @@ def main() -> int:
     draw(found, given.folder)
     print(given.folder / "step_cost.md")
     return 0
+
+
+def sized(given: argparse.Namespace) -> Size:
+    """How much is measured, as the command line says."""
+    size = Size()
+    return replace(
+        size,
+        techniques=tuple(given.shapes or size.techniques),
+        repetitions=given.repetitions or size.repetitions,
+        memory=not given.no_memory,
+    )
 
 
 def draws(shape: str, pairs: int, lengths: Sequence[int]) -> Callable[[int], Any]:
