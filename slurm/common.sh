@@ -44,7 +44,7 @@ load_modules() {
 in_step() {
   local step=(srun --kill-on-bad-exit=1 --ntasks-per-node=1) inside=()
   if [ -n "${MARGINALIA_CONTAINER:-}" ]; then
-    local places=$MARGINALIA_ROOT,$PWD,$MARGINALIA_SUBMISSION${run:+,${run%/*}} place
+    local places=$MARGINALIA_ROOT,$PWD,$MARGINALIA_SUBMISSION${run:+,${run%/*}}${MARGINALIA_CONF:+,$MARGINALIA_CONF} place
     for place in "${HF_HOME:-}" "${TORCH_EXTENSIONS_DIR:-}" "${MARGINALIA_CACHE:-}"; do
       [ -z "$place" ] || { mkdir -p "$place" && places+=,$place; }
     done
@@ -87,11 +87,12 @@ requeue() {
     say "given up: $count starts in a row brought no step (cluster.restarts=$MARGINALIA_RESTARTS)"
     exit 1
   fi
+  # $job, not SLURM_JOB_ID: that of an array's last task is the array's, and would mean all of its tasks
   # a job that was cancelled, or that SLURM itself puts back, is completing by now: leave it to that
-  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  state=$(squeue --noheader --jobs="$job" --format=%T)
   [ "$state" = RUNNING ] || { say "not queued again by this script: the job is $state" && exit 1; }
   say "queued again, to go on from the last checkpoint"
-  scontrol requeue "$SLURM_JOB_ID" || exit 1
+  scontrol requeue "$job" || exit 1
   sleep 60 # until SLURM ends this start
   exit 0
 }
@@ -121,8 +122,13 @@ train_task() {
   step_shell=$ignored'export PET_NODE_RANK=$SLURM_NODEID; exec "$@"'
   local command=("$MARGINALIA_PYTHON")
   if [ $((SLURM_NNODES * MARGINALIA_RANKS)) -gt 1 ]; then
-    local first
+    local first nowhere='ranks have no place to meet'
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    [ -n "$first" ] || { say "$nowhere: scontrol names no first node of $SLURM_JOB_NODELIST" && exit 1; }
+    export MARGINALIA_FIRST=$first MARGINALIA_NOWHERE="slurm: $nowhere: the first node, $first, does not resolve on"
+    # shellcheck disable=SC2016  # expands on each node
+    step_shell='type getent >/dev/null 2>&1 && ! getent hosts "$MARGINALIA_FIRST" >/dev/null &&
+      echo "$MARGINALIA_NOWHERE $(hostname); see docs/slurm.md" && exit 1;'$step_shell
     command+=(-m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$MARGINALIA_RANKS")
     command+=(--rdzv-backend static --master-addr "$first" --master-port $((20000 + SLURM_JOB_ID % 10000)))
     command+=(--signals-to-handle SIGHUP)

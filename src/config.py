@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -41,7 +42,8 @@ from src.schema import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
+CONF = Path(os.environ.get("MARGINALIA_CONF") or ROOT / "conf")
+"""Jobs of a cluster read the copy that was made when they were submitted (src/cluster/manifest.py)."""
 
 NOT_HASHED = ("output_root", "cache_root", "prepare_workers", "run_dir", "logging")
 """Keys that change where a run writes, by how many processes, and what is shown of it, but not what it computes."""

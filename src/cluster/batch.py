@@ -37,7 +37,8 @@ class Batch:
 
     ``script``: a file of slurm/, such as train.sbatch; ``arguments``: what it is given; ``log``: what the job says goes
     there (%j: job, %A and %a: array and index); ``tasks``: indices of an array, () for a single job; ``folder``: the
-    submission's, where stop flags and counts of restarts are kept; ``chdir``: to which relative paths are relative.
+    submission's, where stop flags and counts of restarts are kept; ``chdir``: to which relative paths are relative;
+    ``conf``: the copy of conf/ that the job reads, ``None`` for conf/ itself.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Batch:
     tasks: tuple[int, ...] = ()
     after: tuple[Dependency, ...] = ()
     chdir: Path = field(default_factory=Path.cwd)
+    conf: Path | None = None
 
     def needing(self, *after: Dependency) -> Batch:
         """The same after other jobs."""
@@ -58,6 +60,8 @@ class Batch:
     def environment(self) -> dict[str, str]:
         """What the script reads, besides its arguments."""
         places = {"MARGINALIA_ROOT": str(ROOT), "MARGINALIA_SUBMISSION": str(self.folder.absolute())}
+        if self.conf is not None:
+            places["MARGINALIA_CONF"] = str(self.conf.absolute())
         return places | self.options.environment
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from src.benchmark_schema import JudgedConfig, SubmitConfig
 from src.cluster.batch import Batch, Dependency, Kind, cancel, submit
-from src.cluster.manifest import Task, measurement, write
+from src.cluster.manifest import Task, keep_conf, measurement, write
 from src.cluster.options import Options
 from src.config import SCHEMAS, frozen
 from src.errors import Problems, UserError
@@ -52,7 +52,8 @@ class Submission:
         run = link.tasks[0].run
         log = (Path(run) if alone and run else self.folder) / "slurm" / f"{link.name}-{'%j' if alone else '%A_%a'}.out"
         tasks = () if alone else tuple(range(len(link.tasks)))
-        return Batch(f"marginalia-{link.name}", link.script, arguments, self.folder, log, link.options, tasks)
+        name, conf = f"marginalia-{link.name}", self.folder / "conf"
+        return Batch(name, link.script, arguments, self.folder, log, link.options, tasks, conf=conf)
 
     def batches(self) -> list[Batch]:
         """The calls, with the names of links in place of the ids of jobs."""
@@ -157,6 +158,7 @@ def stands_on_more(task: Task) -> bool:
 def submitted(submission: Submission) -> dict[str, str]:
     """Hand all links to SLURM; the id of each one's job. When one is refused, those before it are taken back."""
     jobs: dict[str, str] = {}
+    keep_conf(submission.folder)
     for link in submission.links:
         write(submission.folder / link.name, link.tasks)
     timeout = submission.links[0].options.timeout

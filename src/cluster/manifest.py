@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,16 @@ def write(folder: Path, tasks: Sequence[Task]) -> Path:
         aside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         os.replace(aside, folder / name)
     return path
+
+
+def keep_conf(folder: Path) -> Path:
+    """Copy conf/ into ``folder``, in place of an earlier copy: some programs look things up there as they run (decoding
+    of the papers, suites, parts of runs that they measure). The path of the copy."""
+    copy = folder / "conf"
+    if copy != CONF:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(CONF, copy)
+    return copy
 
 
 def places(task: Task) -> str:

@@ -107,10 +107,11 @@ def kept(path: Path) -> dict[str, Any]:
 @cache
 def fingerprint() -> str:
     """Of everything that a composed configuration and its hash follow from."""
-    files = sorted([*CONF.rglob("*.yaml"), *(ROOT / "src" / name for name in COMPOSING)])
+    files = {path: f"conf/{path.relative_to(CONF)}" for path in CONF.rglob("*.yaml")}
+    files |= {ROOT / "src" / name: f"src/{name}" for name in COMPOSING}
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(ROOT)}\0".encode())
+    for path, name in sorted(files.items()):
+        digest.update(f"{name}\0".encode())
         with suppress(OSError):  # removed since the listing
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -190,15 +190,17 @@ class SlurmLauncher:
             batches = [self.batch(array, folder / f"{number:03d}") for number, array in enumerate(arrays)]
             final = self.table(command, folder / "table") if command else None
             ids: dict[Array, str] = {}
+            conf = manifest.keep_conf(folder)
             for array, one in zip(arrays, batches, strict=True):
                 after = [Dependency(kind, job) for kind, job in dependencies(array, ids)]
-                ids[array] = batch.submit(one.needing(*after))
+                ids[array] = batch.submit(replace(one.needing(*after), conf=conf))
                 self.noted(array, ids[array], one)
             last: tuple[str, ...] = ()
             lines = [f"submitted {len(todo)} jobs as {len(arrays)} arrays of SLURM; {len(active)} were there already"]
             if final is not None:
                 ends = [*ids.values(), *(tasks[-1] for tasks in waiting.values() if tasks)]
-                last = (batch.submit(final.needing(*(Dependency("afterany", job) for job in ends))),)
+                final = replace(final.needing(*(Dependency("afterany", job) for job in ends)), conf=conf)
+                last = (batch.submit(final),)
                 log = final.log.with_name(f"{last[0]}.out")
                 lines.append(f"job {last[0]} writes the table when all have ended: {log}")
             return [*lines, self.farewell(todo, last)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,9 @@ from omegaconf import OmegaConf
 
 import src.config
 from src.cluster import manifest
-from src.cluster.manifest import combinations, read, task, trainings, write
+from src.cluster.batch import Batch
+from src.cluster.manifest import combinations, keep_conf, read, task, trainings, write
+from src.cluster.options import Options
 from src.config import CONF
 from src.errors import Problems, UserError
 from src.resolved import main
@@ -64,6 +69,36 @@ def test_an_edit_of_conf_after_the_submission_changes_nothing(tmp_path: Path, mo
     for file in ("metrics.jsonl", "checkpoints/last/model/model.safetensors"):
         assert (plain / file).read_bytes() == (frozen / file).read_bytes()
     src.training.run.BASES.clear()
+
+
+READ = """
+from src.config import composed_train
+from src.evaluation.decoding import published_for
+from src.evaluation.harness.suites import read_suite
+print(published_for("mt_bench", ("none",))["max_new_tokens"], read_suite("open_llm_v1").source)
+print(float(composed_train(["method=simpo", "~recipe"]).method.beta))
+"""
+
+
+def test_programs_of_a_job_read_the_copy_of_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding of the papers, suites and parts of runs are looked up while jobs run."""
+    copy = keep_conf(tmp_path / "kept")
+    (copy / "left").touch()
+    assert keep_conf(tmp_path / "kept") == copy
+    assert not (copy / "left").exists()
+    for file, old, new in (
+        ("decoding/mt_bench.yaml", r"max_new_tokens: \d+", "max_new_tokens: 77"),
+        ("evaluation/suites/open_llm_v1.yaml", r"source: .*", "source: ours"),
+        ("method/simpo.yaml", r"beta: [\d.]+", "beta: 9"),
+    ):
+        text, count = re.subn(old, new, (copy / file).read_text())
+        assert count, file
+        (copy / file).write_text(text)
+    batch = Batch("n", "judge.sbatch", ("m",), tmp_path, tmp_path / "%j.out", Options(), conf=copy)
+    for name, value in batch.environment.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, "-c", READ], cwd=CONF.parent, capture_output=True, text=True, check=False)
+    assert done.stdout == "77 ours\n9.0\n", done.stderr
 
 
 def test_exit_codes_and_messages_are_those_of_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +206,8 @@ def test_the_dry_run_shows_calls_and_scripts(tmp_path: Path) -> None:
         ("train", "--array=0-1%2 --dependency=afterok:PREPARE --kill-on-invalid-dep=yes"),
         ("train", "--signal=B:USR1@300"),
         ("train", "MARGINALIA_MODULES=cuda/12"),
+        ("train", f"MARGINALIA_CONF={tmp_path}/runs/.submitted/"),
+        ("evaluate_ranking", f"MARGINALIA_CONF={tmp_path}/runs/.submitted/"),
         ("evaluate_alpaca_eval", "--gres=gpu:a100:1"),
         ("evaluate_alpaca_eval", "--dependency=aftercorr:TRAIN"),
         ("judge_alpaca_eval", "--dependency=aftercorr:EVALUATE_ALPACA_EVAL"),

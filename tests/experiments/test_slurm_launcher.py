@@ -68,6 +68,7 @@ def test_every_job_is_submitted_once_after_what_it_needs(here: Path, jobs: list[
     assert [slurm.option(number, "time") for number in (1, 3)] == ["24:00:00", ""]
     assert [Path(call[-2]).name for call in slurm.calls[1::2]] == ["sweep.sbatch", "evaluate.sbatch", "judge.sbatch"]
     lines = [json.loads(Path(call[-1]).read_text()) for call in slurm.calls]
+    assert (Path(slurm.calls[0][-1]).parents[1] / "conf" / "decoding").is_dir()
     assert [line["config"].get("stage") for line in lines] == [None, None, "generate", "generate", "all", "all"]
     assert [line["run"] for line in lines] == [str(job.run) for job in (jobs[0], jobs[2])] * 3
     assert lines[1]["config"]["training"]["max_steps"] == 2  # resolved: conf/ is not read again
