@@ -28,6 +28,7 @@ ELSEWHERE = {
     ("reproduce", "launcher"): "src/reproduce.py builds it",
     ("reproduce", "workers"): "conf/launcher/local.yaml refers to it",
     ("reproduce", "threads"): "likewise",
+    ("reproduce", "cluster"): "conf/launcher/slurm.yaml refers to it",
 }
 """Fields that are read in another way than as an attribute."""
 
