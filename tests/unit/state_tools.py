@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from src.data.collate import PairBatch
+from src.model.fused import FusedLoss, Share
 from src.objective.links import Logistic
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.reductions import Mean
@@ -73,7 +75,7 @@ def through_checkpoint(state: ObjectiveState, folder: Path) -> ObjectiveState:
     """``state`` as a run finds it again."""
     engine: Any = SimpleNamespace(training_state=dict)
     checkpoints = Checkpoints(folder, Identity("configuration", "data"), None)  # type: ignore[arg-type]
-    checkpoints.write_state(folder / "trainer.pt", engine, Progress(objective_state=state))
+    checkpoints.replace_state(folder, checkpoints.state(engine, Progress(objective_state=state)))
     return Progress(**read_state(folder)["progress"]).objective_state
 
 
@@ -93,8 +95,15 @@ class FixedEngine:
         self.policies = {str(index): one.policy for index, one in enumerate(inputs)}
         self.batches = [batch_of(str(index), one) for index, one in enumerate(inputs)]
 
+    def forwards(self, window: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        yield from window
+
     def log_probs(self, batch: PairBatch, **_: bool) -> PairLogProbs:
         return self.policies[batch.ids[0]]
+
+    def pair_loss(self, batch: PairBatch, share: Share, **_: bool) -> FusedLoss:
+        policy = self.log_probs(batch)
+        return FusedLoss(share(policy, slice(len(batch))), policy.detach())
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

@@ -170,7 +170,8 @@ def test_lora_has_the_reference_of_a_full_run(tmp_path: Path, capsys: pytest.Cap
     for store in stores:
         store.unlink()
     data, _ = runs.run_data(config, loop.objective)
-    runs.with_references(loop.loader, loop.engine, data, config)
+    weights = runs.weights_hash(runs.base_state(loop.engine.model))
+    runs.with_references(loop.loader, loop.engine, data, config, weights)
     assert sorted((tmp_path / "cache" / "reference").iterdir()) == stores
     for store, values in zip(stores, full, strict=True):
         assert all(torch.equal(value, values[name]) for name, value in load_file(store).items())
