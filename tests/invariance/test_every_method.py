@@ -31,9 +31,10 @@ from tests.support import SMALL_RUN
 
 BATCH, STEPS, VOCABULARY = 8, 2, 300
 CUTS = ([1] * 8, [4, 4], [3, 5])
-EXACT = 1e-9
+EXACT = 1e-8
+"""Norms within the model are taken in float32, whatever the weights: one rounding may fall the other way."""
 SCALED = 1e-6
-"""Of gradients that were scaled differently: norms within the model are taken in float32, whatever the weights."""
+"""Of gradients that were scaled differently: then many of these do."""
 
 CONSTANTS = {
     # directions belong to pairs in order, however the window is cut: here to 3, 3 and 2 of them
