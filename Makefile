@@ -126,7 +126,8 @@ calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: lint types unit ## Everything CI checks: lint, types and tests
+test: lint ## Everything CI checks: lint, types and tests
+	@$(MAKE) --no-print-directory -j 2 types unit
 
 lint: setup-test ## Style and format (ruff)
 	@$(PYTHON) -m ruff check .
