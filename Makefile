@@ -113,11 +113,11 @@ bench: setup-test ## Measure steps against TRL's, technique by technique, and ho
 	@$(MAKE) --no-print-directory -j2 bench-against bench-own
 
 # CPU time is what is compared, so both may run at once.
-bench-against:
+bench-against: setup-test ## Of these, the comparison with TRL and how steps grow
 	@$(PYTHON) -m benchmarks.against_trl
 	@$(PYTHON) -m benchmarks.growth
 
-bench-own:
+bench-own: setup-test ## Of these, what each part of a step costs and whole runs
 	@$(PYTHON) -m benchmarks.step_cost
 	@$(PYTHON) -m benchmarks.end_to_end
 
