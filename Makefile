@@ -10,8 +10,8 @@ PINS   := requirements/constraints.txt
 TORCH ?= auto
 # Arguments for pytest, e.g. make unit TESTS="tests/config -k recipe"
 TESTS ?=
-# Worker processes of the test run.
-WORKERS ?= 2
+# Worker processes of the test run: one more than the two cores of CI, since some tests wait for jobs and dead ranks.
+WORKERS ?= 3
 # Which table at which size: make reproduce-tableB PAPER=gapo SCALE=laptop SEEDS=3 MORE=--dry-run
 PAPER ?= amapo
 SCALE ?= laptop

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.build import locate
 from src.config import CONF, SCHEMAS, STOPPED, register_schema
 from src.errors import UserError
+from src.schema import TrainKeys
 
 BARE_GAMMA = (
     "'{key}' is ambiguous: papers use it for the margin in reward units and for its ratio to beta. "
@@ -51,6 +52,7 @@ def entry_point(config_name: str, task: Callable[[DictConfig], int | None]) -> N
         # caught here, so that the other jobs of a sweep still run
         wanted = wants_traceback or bool(OmegaConf.select(config, "debug.traceback", default=False))
         try:
+            refuse_unknown_keys(config, config_name)
             code = task(config) or 0
         except (UserError, HydraException, OmegaConfBaseException) as error:
             code = tell(error, config_name, wanted)
@@ -114,6 +116,16 @@ def refuse_bare_gamma(arguments: list[str]) -> None:
         key = argument.split("=", 1)[0].lstrip("+~")
         if key in ("gamma", "method.gamma", "simpo_gamma", "method.simpo_gamma", "gamma_abs", "method.gamma_abs"):
             raise UserError(BARE_GAMMA.format(key=key))
+
+
+def refuse_unknown_keys(config: DictConfig, config_name: str) -> None:
+    """Raise ``UserError`` for a key that ``+key=...`` added beside those of a training: nothing would read it."""
+    schema = SCHEMAS[config_name]
+    if issubclass(schema, TrainKeys):
+        known = {spec.name for spec in dataclasses.fields(schema)}
+        for key in config:
+            if key not in known:
+                raise UserError(unknown_key(str(key), config_name))
 
 
 def refuse_group_without_name(arguments: list[str]) -> None:

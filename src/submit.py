@@ -129,11 +129,20 @@ def told(run: Path) -> str:
     return f"{run.name} {said.get('state', 'not started')}{steps}{why}"
 
 
+VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p")
+"""Hydra's flags whose value is the next argument."""
+
+
 def separated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our own keys and Hydra's flags, and the overrides of src.train."""
     own: list[str] = []
     given: list[str] = []
+    before = ""
     for argument in (FLAGS.get(argument, argument) for argument in arguments):
+        before, flag = argument, before
+        if flag in VALUED:
+            own.append(argument)
+            continue
         if argument in ("-m", "--multirun"):  # a sweep needs no flag here
             continue
         key = argument.lstrip("+~").split("=")[0].split(".")[0].split("/")[0]

@@ -92,8 +92,9 @@ def refused(program: str, *overrides: str) -> str:
 def refused_after_run_directory(overrides: list[str]) -> str:
     """The message of a run that had said where it would write before it read the data."""
     said, _, error = refused("src.train", *overrides).rpartition("error: ")
-    assert said.startswith("run directory: ")
-    assert said.count("\n") == 1
+    first, *rest = said.splitlines()
+    assert first.startswith("run directory: ")
+    assert all(line.startswith("training ") for line in rest), rest
     return error
 
 

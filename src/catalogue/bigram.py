@@ -72,6 +72,7 @@ class BigramEngine:
 
     device = torch.device("cpu")
     ranks = Ranks()
+    kept_forwards = 0
 
     def at(self, step: int, doing: str) -> None:
         """Nobody waits."""

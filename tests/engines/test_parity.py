@@ -36,7 +36,7 @@ def test_steps_are_those_of_one_process(found: Found, size: int, case: Case) -> 
 
 
 def test_every_axis_is_there() -> None:
-    assert len(ALL) == 4 * (8 + 2) + 4 * 3
+    assert len(ALL) == 4 * (8 + 1) + 4 * 3
     assert {(case.engine, case.method) for size, case in ALL if size == 2} >= {(e, m) for e in ENGINES for m in METHODS}
 
 

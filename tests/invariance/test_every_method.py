@@ -24,6 +24,7 @@ from src.model.adapter import add_adapter, base_state
 from src.model.load import build_model
 from src.model.logps import pair_log_probs
 from src.objective.objective import Objective, ObjectiveState
+from src.objective.perturbations import AnchorProbe
 from src.schema import AdapterConfig, TrainConfig
 from src.training.step import training_step, validate
 from tests.methods import METHODS, composed
@@ -32,6 +33,9 @@ from tests.support import SMALL_RUN
 BATCH, STEPS, VOCABULARY = 8, 2, 300
 CUTS = ([1] * 8, [4, 4], [3, 5])
 EXACT = 1e-8
+RECORDED = 1e-5
+"""Where one cut takes weight gradients from a recorded forward and the other from autograd: the norms of transformers
+compute in float32 whatever the model's type, and their roundings come in another order."""
 """Norms within the model are taken in float32, whatever the weights: one rounding may fall the other way."""
 SCALED = 1e-6
 """Of gradients that were scaled differently: then many of these do."""
@@ -172,8 +176,9 @@ def test_cutting_the_batch_changes_nothing(method: str) -> None:
         objective = composed(method, *CONSTANTS.get(method, ()), *scope)
         whole = trained(objective, [BATCH])
         assert all(step.gradient.abs().max() > 1e-6 for step in whole)
+        limit = RECORDED if isinstance(objective.perturbation, AnchorProbe) else EXACT
         for cut in CUTS:
-            assert apart(whole, trained(objective, cut)) < EXACT, f"{cut} {scope}"
+            assert apart(whole, trained(objective, cut)) < limit, f"{cut} {scope}"
 
 
 @pytest.mark.parametrize("method", WITH_STATISTICS)
