@@ -27,7 +27,7 @@ FEW = ("dataset.source.prompts=20",)
     [
         (
             "training.epoch=2",
-            ("unknown key training.epoch;", "did you mean training.epochs?", "max_steps, max_tokens_per_forward, micro_batch"),
+            ("unknown key training.epoch;", "did you mean training.epochs?", "max_steps, max_tokens_per_forward"),
         ),
         ("trainng.epochs=2", ("unknown key trainng.epochs;", "did you mean training.epochs?", "Keys of the config")),
         ("+training.foo=1", ("unknown key training.foo.", "Keys of training: adam_beta1,")),

@@ -52,7 +52,7 @@ def warm_python(folder: Path) -> Iterator[Path]:
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: (folder / "socket").exists() or server.poll() is not None)
-            yield client(folder, folder / "python")
+            yield client(folder)
         finally:
             server.kill()
 

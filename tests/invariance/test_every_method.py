@@ -33,10 +33,10 @@ from tests.support import SMALL_RUN
 BATCH, STEPS, VOCABULARY = 8, 2, 300
 CUTS = ([1] * 8, [4, 4], [3, 5])
 EXACT = 1e-8
-RECORDED = 1e-5
-"""Where one cut takes weight gradients from a recorded forward and the other from autograd: the norms of transformers
-compute in float32 whatever the model's type, and their roundings come in another order."""
 """Norms within the model are taken in float32, whatever the weights: one rounding may fall the other way."""
+RECORDED = 1e-5
+"""Where one cut takes weight gradients from a recorded forward and the other from autograd, those roundings come in
+another order."""
 SCALED = 1e-6
 """Of gradients that were scaled differently: then many of these do."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.cluster.warm import client
+from tests.cluster.lab import running
 from tests.entry import Outcome, assert_says, call
 from tests.experiments.small import TABLE, here, overrides, write
 from tests.support import ROOT
@@ -19,12 +21,22 @@ from tests.support import ROOT
 __all__ = ["here"]
 
 
+@pytest.fixture(scope="module")
+def lab() -> Iterator[None]:
+    """A SLURM of our own, or a reason why none can be started."""
+    with TemporaryDirectory(prefix="lab-", dir="/tmp") as folder, running(Path(folder), nodes=2, gpus=0):
+        yield  # paths of sockets are short
+
+
 @pytest.fixture
-def knowing(here: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def python(here: Path) -> Path:
     """What the nodes take for Python: it knows the small table."""
     write(here, TABLE.replace("[SFT, DPO]", "[SFT]"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return client(python.parent, here / "python", "-m", "tests.experiments.on_node", str(here))
+    script = here / "python"
+    command = f"{sys.executable} -m tests.experiments.on_node {here}"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {command} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def queue() -> list[str]:
@@ -37,14 +49,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 400.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, subprocess.run(["squeue"], capture_output=True, text=True, check=False).stdout
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
-def test_a_table_through_slurm(here: Path, knowing: Path) -> None:
+@pytest.mark.usefixtures("lab")
+def test_a_table_through_slurm(here: Path, python: Path) -> None:
     def reproduced(action: str) -> Outcome:
-        return call(
-            "src.reproduce", *overrides(here), "launcher=slurm", f"cluster.python={knowing}", f"action={action}"
-        )
+        return call("src.reproduce", *overrides(here), "launcher=slurm", f"cluster.python={python}", f"action={action}")
 
     (here / "fail").touch()
     submitted = reproduced("submit")
