@@ -5,7 +5,8 @@ prompts of about 200 tokens, responses of about 400). Each setting runs in a pro
 not fit is an entry like any other:
 
 * ours: SimPO and DPO with stored reference, several token budgets a forward, with and without checkpointing, through
-  the program's engine and step with a split float32 master and 8-bit moments; with the update and without.
+  the program's engine and step with a split float32 master and 8-bit moments; with the update and without, blocks
+  compiled and not.
 * TRL: CPOTrainer (SimPO) and DPOTrainer (precomputed reference), bfloat16 weights, several micro-batches, with and
   without checkpointing; without an update, for which its float32 states would not fit one GPU.
 
@@ -77,11 +78,13 @@ def main() -> int:
 def settings() -> list[dict[str, Any]]:
     """What is measured, in the order of it."""
     ours = [
-        {"side": "own", "method": method, "tokens": budget, "checkpointing": checkpointing, "updates": updates}
+        {"side": "own", "method": method, "tokens": budget, "checkpointing": checkpointing}
+        | {"updates": updates, "compiled": compiled}
         for method in ("simpo", "dpo")
         for checkpointing in (False, True)
         for budget in BUDGETS
         for updates in ((False, True) if method == "simpo" else (False,))
+        for compiled in ((False, True) if method == "simpo" else (False,))
     ]
     theirs = [
         {"side": "trl", "method": method, "pairs": micro, "checkpointing": checkpointing, "updates": False}
@@ -198,11 +201,14 @@ def own_step(setting: dict[str, Any], layers: int) -> Any:
     import torch
 
     from benchmarks.workloads import own
+    from src.model.compiled import compile_blocks
     from src.model.packed import share_prefixes
     from src.training.step import training_step
 
     model = eight_billion(layers, torch.float32, setting["checkpointing"])
     share_prefixes(model)
+    if setting["compiled"]:
+        compile_blocks(model)
     ours = own(
         setting["method"], model, "model.dtype=bfloat16", "training.master=split", "training.moments=int8",
         updates=setting["updates"], device="cuda",
@@ -284,6 +290,7 @@ def page(report: dict[str, Any]) -> str:
     for one in report["settings"]:
         size = f"{one['tokens']} tokens" if one["side"] == "own" else f"{one['pairs']} pairs"
         kept = "checkpointed" if one["checkpointing"] else "kept"
+        kept += ", compiled" if one.get("compiled") else ""
         name = [one["side"], one["method"], size, kept, "yes" if one["updates"] else "no"]
         if "failed" in one:
             rows.append([*name, "", "", "", " ".join(one["failed"])[:80]])

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.workloads import Own, Shape, model_of, own
 from src.data.collate import PairBatch, collate
 from src.data.pairset import TokenizedPair
+from src.model.compiled import compile_blocks
 from src.model.fused import fused_pair_loss, pair_groups
 from src.model.head import chunk_tokens, plain_log_probs
 from src.model.logps import head_of, of_pairs, pair_log_probs, predicted_tokens
@@ -137,11 +138,14 @@ def variants(method: str, shape: Shape, *overrides: str) -> dict[str, Callable[[
     """Steps by name; ``program`` is what all are compared with. A reference is asked only where the method has one."""
     model = model_of(shape)
     padded = model_of(shape, "padded")
+    compiled = model_of(shape)
+    compile_blocks(compiled)
     ours, beside = own(method, model, *overrides), own(method, padded, *overrides)
     found: dict[str, Callable[[Pairs], float]] = {
         "program": ours,
         "no shared prefix": PromptTwice(ours),
         "no shared prefix, no packing": beside,
+        "nothing; blocks compiled": own(method, compiled, *overrides),
         "no fused head": Unfused(ours, by_program),
         "no fused head, no chunks": Unfused(ours, in_one_piece),
         "nothing (papers' code)": Unfused(beside, everywhere),

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.schema import AdapterConfig, LoggingConfig, TrainConfig, TrainingConfig
 
 ENGINE_READS = {
-    "single": (),
-    "ddp": ("timeout_s", "bucket_mb"),
+    "single": ("compile_blocks",),
+    "ddp": ("timeout_s", "bucket_mb", "compile_blocks"),
     "fsdp2": ("timeout_s", "reshard_after_forward"),
     "zero2": ("timeout_s", "bucket_mb"),
     "zero3": ("timeout_s", "bucket_mb", "persistence_threshold"),
@@ -108,6 +108,11 @@ def probe_problems(config: TrainConfig, kind: str, probe: str) -> list[str]:
         problems.append(
             "method.probe=sketch looks at what layers were given, which model.gradient_checkpointing=true does not "
             "keep; use method.probe=stream, or model.gradient_checkpointing=false"
+        )
+    if probe in ("sketch", "first_order") and config.engine.compile_blocks:
+        problems.append(
+            f"method.probe={probe} looks into layers, which engine.compile_blocks=true hides; use method.probe=stream, "
+            "or engine.compile_blocks=false"
         )
     return problems
 

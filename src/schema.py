@@ -117,6 +117,7 @@ class EngineConfig:
     name: str = one_of("single", "ddp", "fsdp2", "zero2", "zero3", "fsdp2_offload", "zero2_offload", "zero3_offload")
     device: str = one_of("auto", "cpu", "cuda", default="auto")
     timeout_s: float | None = number(None, above=0)
+    compile_blocks: bool | None = None
     bucket_mb: float | None = number(None, above=0)
     reshard_after_forward: bool | None = None
     persistence_threshold: int | None = number(None, at_least=0)

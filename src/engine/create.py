@@ -24,6 +24,10 @@ def create_engine(config: TrainConfig, model: PreTrainedModel, total_steps: int)
     """The engine of a run around ``model``; collective where there are several ranks."""
     training, dtype = config.training, config.model.dtype
     name = kind_of(config)
+    if config.engine.compile_blocks:
+        from src.model.compiled import compile_blocks
+
+        compile_blocks(model)
     if name == "single":
         return LocalEngine(model, training, total_steps, config.engine.device, dtype)
     if name == "ddp":

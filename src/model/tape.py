@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.data.collate import PairBatch
+from src.model.compiled import is_compiled
 from src.model.fused import Share
 from src.model.head import exact_type
 from src.model.logps import head_of
@@ -54,6 +55,8 @@ def unrecordable(model: PreTrainedModel) -> str | None:
     """Why the layers of ``model`` cannot be recorded; ``None`` when they can."""
     if model.is_activation_checkpointing:
         return "gradient checkpointing keeps no inputs of layers"
+    if is_compiled(model):
+        return "compiled blocks hide the inputs of layers"
     if model.config.model_type not in RECORDED:
         return f"{model.config.model_type} is none of {', '.join(RECORDED)}"
     if type(head_of(model)[0]) is not nn.Linear:

@@ -122,6 +122,8 @@ def plan_note(config: TrainConfig, objective: Objective, ranks: int) -> str | No
     why = None
     if config.model.gradient_checkpointing:
         why = "model.gradient_checkpointing=true keeps no inputs of layers"
+    elif config.engine.compile_blocks:
+        why = "engine.compile_blocks=true hides the inputs of layers"
     elif config.engine.name not in ("single", "ddp"):
         why = f"engine={config.engine.name} holds weights for a forward and a backward alone"
     elif config.model.architecture.get("model_type") not in RECORDED:
