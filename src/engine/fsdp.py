@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,24 +22,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from src.combinations import OFFLOAD
-from src.data.collate import PairBatch
-from src.engine.distributed import DdpEngine
-from src.engine.perturb import Piece, displaced, gradient_norm, scope_parameters
+from src.engine.perturb import Piece, scope_parameters
+from src.engine.sharded import SHARDS, ShardedEngine
 from src.model.adapter import save_state
 from src.model.logps import Kernel
 from src.model.trainable import blocks_of
 from src.objective.perturbations import PerturbedScope
-from src.objective.types import PairLogProbs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARDS = "shards"
-"""Folder of a checkpoint with what each rank holds."""
 
-
-class Fsdp2Engine(DdpEngine):
+class Fsdp2Engine(ShardedEngine):
     """Float32 shards of every parameter; each block is gathered when it computes, in bfloat16 where that is asked for.
 
     Gradients are reduced in float32 in every backward, so that no rank ever holds them whole.
@@ -59,9 +52,7 @@ class Fsdp2Engine(DdpEngine):
         how: dict[str, Any] = {
             "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=torch.float32),
-            "offload_policy": CPUOffloadPolicy(self.device.type == "cuda")
-            if self.engine.name.endswith(OFFLOAD)
-            else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(self.device.type == "cuda") if self.offloads else OffloadPolicy(),
         }
         # block by block, so that a rank without weights never holds memory for more than one of them
         for block in blocks:
@@ -76,51 +67,22 @@ class Fsdp2Engine(DdpEngine):
             dist.broadcast(buffer, src=0)
         return kernel
 
-    def autocast(self) -> Any:
-        """Nothing: gathered parameters are in the compute precision already."""
-        return torch.autocast(self.device.type, enabled=False)
-
     def synchronize(self, last: bool) -> None:
         """Gradients are reduced in every backward."""
 
     def pieces(self, scope: PerturbedScope) -> list[Piece]:
-        self.reshard()
+        self.publish()
         found = scope_parameters(self.model, scope).values()
         return [Piece(local(p.detach()), local(p.grad)) for p in found if p.grad is not None]
 
-    def reshard(self) -> None:
+    def publish(self) -> None:
         """Let go of gathered parameters: forwards gather them anew, as the shards are then."""
         for module in self.kernel.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
-        mine = gradient_norm(self.pieces(scope), adaptive=adaptive)
-        return self.ranks.total(mine.to(self.device).square()).sqrt()
-
-    @contextmanager
-    def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
-        pieces = self.pieces(scope)
-        shared = {"total": self.ranks.total, "publish": self.reshard}
-        with displaced(pieces, scale, self.compute, adaptive=adaptive, **shared) as applied:  # type: ignore[arg-type]
-            self.discard_gradients()
-            yield applied
-
-    def slopes(
-        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
-    ) -> tuple[PairLogProbs, PairLogProbs]:
-        raise AssertionError("refused before training: src/config.py")
-
     def unrecordable(self) -> str | None:
         return f"engine={self.engine.name} gathers weights for a forward and a backward alone"
-
-    def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
-        factor = torch.clamp(max_norm / (gradient_norm + 1e-6), max=1.0)
-        for piece in self.pieces("full"):
-            piece.gradient.mul_(factor.to(piece.gradient.device))
-        self.optimizer.step()
-        self.schedule.step()
-        self.discard_gradients()
 
     def save_model(self, directory: Path) -> None:
         whole = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

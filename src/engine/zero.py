@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +13,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from src.combinations import OFFLOAD
-from src.data.collate import PairBatch
 from src.engine.deepspeed_setup import settings_of, started
-from src.engine.distributed import DdpEngine
-from src.engine.perturb import Piece, displaced, gradient_norm, scope_parameters
+from src.engine.perturb import Piece, scope_parameters
+from src.engine.sharded import SHARDS, ShardedEngine
 from src.errors import UserError
 from src.model.adapter import save_state
 from src.model.adapter import settings_of as adapter_of
 from src.model.logps import Kernel
 from src.objective.perturbations import PerturbedScope
-from src.objective.types import PairLogProbs
 from src.schema import EngineConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SHARDS = "shards"
-"""Folder of a checkpoint with what each rank holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class Fragment:
     gradient: Tensor | None
 
 
-class ZeroEngine(DdpEngine):
+class ZeroEngine(ShardedEngine):
     """Master weights, gradients and optimizer states are float32; parameters compute in bfloat16 where asked for.
 
     Accumulation, clipping and perturbation are of the masters' shards; ``publish`` makes parameters what masters say.
@@ -55,7 +49,6 @@ class ZeroEngine(DdpEngine):
         self, model: PreTrainedModel, config: TrainingConfig, total_steps: int, engine: EngineConfig, dtype: str
     ) -> None:
         self.stage = int(engine.name.removesuffix(OFFLOAD)[-1])
-        self.offloads = engine.name.endswith(OFFLOAD)
         self.last = True  # whether the next backward is the last of its window
         self.complete = False  # whether one was made
         super().__init__(model, config, total_steps, engine, dtype)
@@ -170,10 +163,6 @@ class ZeroEngine(DdpEngine):
         flat_gradient: Tensor = found.flat_partition
         return flat_gradient
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Nothing: parameters are in the compute precision already."""
-        return torch.autocast(self.device.type, enabled=False)
-
     def synchronize(self, last: bool) -> None:
         self.last = last
 
@@ -203,17 +192,6 @@ class ZeroEngine(DdpEngine):
         nothing = torch.empty(0, device=self.device)
         return found or [Piece(nothing, nothing)]
 
-    def gradient_norm(self, scope: PerturbedScope = "full", *, adaptive: bool = False) -> Tensor:
-        mine = gradient_norm(self.pieces(scope), adaptive=adaptive)
-        return self.ranks.total(mine.to(self.device).square()).sqrt()
-
-    @contextmanager
-    def perturbed(self, scale: Tensor, scope: PerturbedScope, *, adaptive: bool = False) -> Iterator[Tensor]:
-        shared: dict[str, Any] = {"total": self.ranks.total, "publish": self.publish, "adaptive": adaptive}
-        with displaced(self.pieces(scope), scale, self.compute, **shared) as applied:
-            self.discard_gradients()
-            yield applied
-
     @torch.no_grad()
     def publish(self) -> None:
         """Parameters become what the masters say, and nothing gathered before is used again."""
@@ -229,22 +207,12 @@ class ZeroEngine(DdpEngine):
         if self.stage == 3:
             self.sharded._partition_all_parameters()
 
-    def slopes(
-        self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
-    ) -> tuple[PairLogProbs, PairLogProbs]:
-        raise AssertionError("refused before training: src/config.py")
-
     def unrecordable(self) -> str | None:
         return f"engine={self.engine.name} takes gradients from its own backward alone"
 
-    def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
-        factor = torch.clamp(max_norm / (gradient_norm + 1e-6), max=1.0)
-        for piece in self.pieces("full"):
-            piece.gradient.mul_(factor.to(piece.gradient.device))
+    def update(self) -> None:
         self.kernel.step()  # type: ignore[operator]
         assert self.kernel.was_step_applied(), "DeepSpeed skipped the update"  # type: ignore[operator]
-        self.schedule.step()
-        self.discard_gradients()
 
     def discard_gradients(self) -> None:
         held = self.sharded
