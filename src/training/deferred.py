@@ -23,7 +23,7 @@ from src.training.groups import group_size, grouped
 from src.training.inputs import known_inputs
 from src.training.probe import Probed, diagnosed, finite_gaps, observed_margins, sketched_gaps, with_probed
 from src.training.stream import streamed_pass
-from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, totals_of
+from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, output_of, totals_of
 
 Unit = Sequence[Sequence[PairBatch]]
 """Groups of pairs that share a direction, of which nothing is forgotten until all are weighed."""
@@ -49,9 +49,7 @@ def passed_at_once(engine: Engine, objective: Objective, state: ObjectiveState, 
             losses.append(objective.loss(inputs, terms, totals))
         found = {} if probed is None else dict(probed.diagnostics)
         collected.append(objective.metrics(inputs, terms) | found)
-    metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-    flipped = torch.cat([batch.flipped for batch in window])
-    return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
+    return output_of(window, losses, collected, state)
 
 
 def units_of(engine: Engine, objective: Objective, window: Window) -> list[Unit] | None:

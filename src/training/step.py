@@ -17,7 +17,7 @@ from src.objective.types import PairInputs, PairLogProbs, PairTerms, WindowTotal
 from src.training.deferred import passed_at_once
 from src.training.inputs import KnownInputs, known_inputs, pair_inputs
 from src.training.probe import Probed, probe_parameters, probed_values, sharpened, with_probed
-from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, totals_of
+from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, output_of, totals_of
 
 
 class NonFiniteError(UserError):
@@ -77,9 +77,7 @@ def pass_over(
             losses.append(loss.detach())
             collected.append(metrics_of(objective, inputs, terms, batch, probed, pairs))
             start += len(batch)
-    metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-    flipped = torch.cat([batch.flipped for batch in window])
-    return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
+    return output_of(window, losses, collected, state)
 
 
 @dataclass(frozen=True, slots=True)

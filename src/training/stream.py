@@ -25,7 +25,7 @@ from src.objective.perturbations import AnchorProbe
 from src.objective.types import PairLogProbs
 from src.training.groups import SMALLEST_NORM, group_size, grouped
 from src.training.inputs import KnownInputs, known_inputs
-from src.training.window import StepOutput, Window, totals_of
+from src.training.window import StepOutput, Window, output_of, totals_of
 
 
 @dataclass
@@ -114,6 +114,4 @@ def streamed_pass(
             }
             collected.append(objective.metrics(inputs, terms) | found)
     stream.finish()
-    metrics = {name: torch.cat([part[name] for part in collected]) for name in collected[0]}
-    flipped = torch.cat([batch.flipped for batch in window])
-    return StepOutput(torch.stack(losses).sum(), metrics, flipped, None, state)
+    return output_of(window, losses, collected, state)

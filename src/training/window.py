@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from src.data.collate import PairBatch
@@ -24,6 +25,15 @@ class StepOutput:
     flipped: Tensor
     gradient_norm: Tensor | None
     state: ObjectiveState
+
+
+def output_of(
+    window: Window, losses: list[Tensor], metrics: Sequence[dict[str, Tensor]], state: ObjectiveState
+) -> StepOutput:
+    """What a pass over the window gave: of each part of it, in order, its share of the loss and its pairs' metrics."""
+    pair_metrics = {name: torch.cat([part[name] for part in metrics]) for name in metrics[0]}
+    flipped = torch.cat([batch.flipped for batch in window])
+    return StepOutput(torch.stack(losses).sum(), pair_metrics, flipped, None, state)
 
 
 def totals_of(window: Window) -> WindowTotals:
