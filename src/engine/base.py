@@ -124,10 +124,6 @@ class Engine(Protocol):
         """What takes the gradients of single pairs, with products over ``scope``; of one process alone."""
         ...
 
-    def perturbation_note(self, scope: PerturbedScope) -> str:
-        """In words, what a perturbation over ``scope`` moves; raises ``UserError`` when that is nothing."""
-        ...
-
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         """Scale the gradient to at most ``max_norm``, update the weights, advance the schedule, forget the gradient."""
         ...

@@ -21,7 +21,6 @@ from src.engine.perturb import (
     Piece,
     displaced,
     gradient_norm,
-    scope_note,
     scope_parameters,
     slopes_along_gradient,
     whole_pieces,
@@ -145,9 +144,6 @@ class LocalEngine:
     def stream(self, scope: PerturbedScope) -> GradientStream:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return GradientStream(scope_parameters(self.model, scope).values(), trained)
-
-    def perturbation_note(self, scope: PerturbedScope) -> str:
-        return scope_note(self.model, scope)
 
     def clip_and_step(self, gradient_norm: Tensor, max_norm: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, gradient_norm)

@@ -49,7 +49,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def scope_note(model: PreTrainedModel, scope: PerturbedScope) -> str:
-    """In words, what a perturbation moves and what that means for its radius."""
+    """In words, what a perturbation moves and what that means for its radius; raises ``UserError`` for nothing."""
     moved = scope_parameters(model, scope)
     count, everything = (sum(p.numel() for p in ps) for ps in (moved.values(), model.parameters()))
     text = f"the perturbation moves {count:,} of {everything:,} parameters ({scope})"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from src.data.collate import collate
 from src.data.pairset import TokenizedPair
+from src.engine.perturb import scope_note
 from src.errors import UserError
 from src.objective.anchor import GradientNorm
 from src.objective.links import Linear
@@ -145,8 +146,8 @@ def test_validation_gives_the_loss_of_training_and_moves_nothing() -> None:
 def test_tied_head_moves_the_embedding_and_says_so() -> None:
     model = tiny(tied=True)
     one = engine(model)
-    assert "tied to the input embedding" in one.perturbation_note("lm_head")
-    assert "tied" not in engine(tiny()).perturbation_note("lm_head")
+    assert "tied to the input embedding" in scope_note(model, "lm_head")
+    assert "tied" not in scope_note(tiny(), "lm_head")
     found = probe_parameters(one, objective(perturbation=AnchorProbe(RHO, "window", "lm_head")), window())
     assert found is not None
     assert found.anchor_gaps is not None
@@ -158,9 +159,9 @@ def test_frozen_parameters_do_not_move() -> None:
     model = tiny()
     model.lm_head.weight.requires_grad_(False)
     one = engine(model)
-    assert "frozen ones stay" in one.perturbation_note("full")
+    assert "frozen ones stay" in scope_note(model, "full")
     with pytest.raises(UserError, match="nothing to perturb"):
-        one.perturbation_note("lm_head")
+        scope_note(model, "lm_head")
     seen: list[Tensor] = []
     log_probs = one.log_probs
     one.log_probs = lambda batch, **more: (  # type: ignore[method-assign]
