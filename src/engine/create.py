@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from src.combinations import OFFLOAD
-from src.engine.local import LocalEngine, refuse_missing_device
+from src.engine.join import join
+from src.engine.local import LocalEngine, device_of, refuse_missing_device
 from src.engine.ranks import Ranks, launched, ranks
 from src.errors import UserError
 from src.schema import TrainConfig
@@ -51,6 +52,15 @@ def kind_of(config: TrainConfig) -> str:
 def needs_weights(config: TrainConfig, me: Ranks) -> bool:
     """Whether this rank must have the initial weights, or gets its shard of them from rank 0."""
     return me.is_main or kind_of(config) not in SHARDED_WEIGHTS
+
+
+def joined_ranks(config: TrainConfig) -> Ranks:
+    """All ranks of a run, met where its engine is of several; raises ``UserError`` when they were not started for it,
+    or do not meet."""
+    refuse_unfit_launch(config)
+    if config.engine.timeout_s is None:
+        return ranks()
+    return join(device_of(config.engine.device, ranks()), config.engine.timeout_s)
 
 
 def refuse_unfit_launch(config: TrainConfig) -> None:

@@ -10,10 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import STOPPED
-from src.engine.create import refuse_unfit_launch
-from src.engine.join import join
-from src.engine.local import device_of
-from src.engine.ranks import ranks
+from src.engine.create import joined_ranks
 from src.schema import TrainConfig
 from src.training.assemble import build_objective
 from src.training.run import Base, assemble, run_data, sft_base, trained_base
@@ -33,9 +30,7 @@ def prepare(config: TrainConfig, *, reference: bool) -> int:
                 data, _ = run_data(one, build_objective(one))
                 say(f"prepared: {len(data.train)} training and {len(data.validation)} validation pairs")
         return 0
-    refuse_unfit_launch(config)
-    if config.engine.timeout_s is not None:
-        join(device_of(config.engine.device, ranks()), config.engine.timeout_s)
+    joined_ranks(config)
     base = Base() if base_config is None else trained_base(base_config)
     if base is None:
         return STOPPED

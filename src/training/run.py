@@ -17,9 +17,7 @@ from src.config import STOPPED, compose_train, config_hash, run_directory
 from src.data.prepare import PreparedData
 from src.data.reference import weights_hash
 from src.data.sampler import WindowSampler
-from src.engine.create import create_engine, needs_weights, refuse_unfit_launch
-from src.engine.join import join
-from src.engine.local import device_of
+from src.engine.create import create_engine, joined_ranks, needs_weights
 from src.engine.perturb import scope_note
 from src.engine.ranks import Ranks, ranks
 from src.environment import environment
@@ -72,9 +70,7 @@ def train(config: TrainConfig, *, wait: bool = False) -> int:
     """
     objective = build_objective(config)
     check_best_metric(config)
-    refuse_unfit_launch(config)
-    device = device_of(config.engine.device, ranks())
-    me = ranks() if config.engine.timeout_s is None else join(device, config.engine.timeout_s)
+    me = joined_ranks(config)
     base_config = sft_base(config)
     base_hash = hash_of_base(base_config)
     directory = run_directory(config, base_hash)
