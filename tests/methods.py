@@ -1,4 +1,4 @@
-"""Every method of conf/method as an objective, and inputs on which any of them can be computed without a model."""
+"""Every method of conf/method as an objective; inputs for any of them without a model, and pairs of tokens for one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.config import CONF, composed_train, finished
+from src.data.pairset import TokenizedPair
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.types import PairInputs, PairLogProbs, PairTerms, ResponseLogProbs, WindowTotals
 from src.training.assemble import build_objective
@@ -31,6 +32,20 @@ def composed(method: str, *constants: str) -> Objective:
     """The method with other values of its constants (``beta=2``), checked as a run's configuration is."""
     others = OmegaConf.from_dotlist([f"method.{constant}" for constant in constants])
     return build_objective(finished(cast(DictConfig, OmegaConf.merge(unresolved(method), others))))
+
+
+@cache
+def random_pairs(count: int, vocabulary: int) -> tuple[TokenizedPair, ...]:
+    """Pairs of random tokens, of unequal lengths and unequal score gaps, the better response sometimes behind."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(low: int, span: int, number: int) -> list[int]:
+        return torch.randint(5, vocabulary, (low + number * 7 % span,), generator=generator).tolist()
+
+    return tuple(
+        TokenizedPair(n, f"p{n}", ids(2, 4, n), ids(2, 5, n), ids(1, 6, n), 7.0 + n % 3, 1.0 + n % 4, False)
+        for n in range(count)
+    )
 
 
 @dataclass(frozen=True)

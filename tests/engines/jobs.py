@@ -18,7 +18,6 @@ from torch import Tensor
 
 from src.config import compose_train
 from src.data.collate import PairBatch, collate
-from src.data.pairset import TokenizedPair
 from src.engine.base import Engine
 from src.engine.create import create_engine, needs_weights
 from src.engine.ranks import Ranks, ranks
@@ -29,7 +28,7 @@ from src.model.logps import pair_log_probs
 from src.objective.objective import Objective
 from src.schema import TrainConfig
 from src.training.step import training_step
-from tests.methods import composed
+from tests.methods import composed, random_pairs
 from tests.support import SMALL_RUN
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -95,20 +94,6 @@ def objective_of(method: str) -> Objective:
 
 
 @cache
-def pairs() -> tuple[TokenizedPair, ...]:
-    """Pairs of random tokens, of unequal lengths and unequal score gaps, the better response sometimes behind."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(low: int, span: int, number: int) -> list[int]:
-        return torch.randint(5, VOCABULARY, (low + number * 7 % span,), generator=generator).tolist()
-
-    return tuple(
-        TokenizedPair(n, f"p{n}", ids(2, 4, n), ids(2, 5, n), ids(1, 6, n), 7.0 + n % 3, 1.0 + n % 4, False)
-        for n in range(PAIRS * STEPS)
-    )
-
-
-@cache
 def initial(seed: int, tied: bool = False) -> Any:
     """A model sharper than a fresh one, so that its log-probs differ from pair to pair."""
     model = build_model(architecture(tied), None, VOCABULARY, seed=seed)
@@ -126,7 +111,7 @@ def architecture(tied: bool) -> Any:
 @cache
 def batch_of(start: int, size: int, *, demonstrations: bool = False) -> PairBatch:
     """``size`` pairs from ``start``, with what a reference (another model) says of them."""
-    part = list(pairs()[start : start + size])
+    part = list(random_pairs(PAIRS * STEPS, VOCABULARY)[start : start + size])
     if demonstrations:
         part = [replace(pair, rejected_ids=[]) for pair in part]
     batch = collate(part)

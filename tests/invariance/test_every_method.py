@@ -27,7 +27,7 @@ from src.objective.objective import Objective, ObjectiveState
 from src.objective.perturbations import AnchorProbe
 from src.schema import AdapterConfig, TrainConfig
 from src.training.step import training_step, validate
-from tests.methods import METHODS, composed
+from tests.methods import METHODS, composed, random_pairs
 from tests.support import SMALL_RUN
 
 BATCH, STEPS, VOCABULARY = 8, 2, 300
@@ -59,20 +59,6 @@ def settings() -> TrainConfig:
 
 
 @cache
-def pairs() -> tuple[TokenizedPair, ...]:
-    """Pairs of random tokens, of unequal lengths and unequal score gaps, the better response sometimes behind."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(low: int, span: int, number: int) -> list[int]:
-        return torch.randint(5, VOCABULARY, (low + number * 7 % span,), generator=generator).tolist()
-
-    return tuple(
-        TokenizedPair(n, f"p{n}", ids(2, 4, n), ids(2, 5, n), ids(1, 6, n), 7.0 + n % 3, 1.0 + n % 4, False)
-        for n in range(BATCH * STEPS)
-    )
-
-
-@cache
 def initial(seed: int) -> Any:
     """A model sharper than a fresh one, so that its log-probs differ from pair to pair."""
     model = build_model(settings().model, None, VOCABULARY, seed=seed).double()
@@ -85,8 +71,9 @@ def initial(seed: int) -> Any:
 @cache
 def batch_of(start: int, size: int) -> PairBatch:
     """``size`` pairs from ``start``, with what a reference (another model) says of them and of mismatched ones."""
-    numbers, mismatched = range(start, start + size), MismatchedPairs(pairs(), max_length=64)
-    return referenced([pairs()[n] for n in numbers], referenced([mismatched[n] for n in numbers]))
+    numbers, pairs = range(start, start + size), random_pairs(BATCH * STEPS, VOCABULARY)
+    mismatched = MismatchedPairs(pairs, max_length=64)
+    return referenced([pairs[n] for n in numbers], referenced([mismatched[n] for n in numbers]))
 
 
 def referenced(part: Sequence[TokenizedPair], mismatched: PairBatch | None = None) -> PairBatch:
