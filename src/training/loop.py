@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 from typing import Any, Protocol
 
@@ -49,7 +52,8 @@ class Display(Protocol):
 class StopFlag:
     """Turned on by SIGTERM and SIGUSR1, or by one of ``files`` appearing; the loop looks at it between steps.
 
-    Until ``deferring`` is set there is no step whose end is worth waiting for: a signal then ends the process at once.
+    Until ``deferring`` is set there is no step whose end is worth waiting for: a signal then ends the process at once;
+    one that comes while an object is finalized, which would swallow that, a moment later.
     A file that is there at the start is of an earlier run: it is removed, on rank 0.
     """
 
@@ -70,16 +74,29 @@ class StopFlag:
     @contextmanager
     def listening(self) -> Iterator[StopFlag]:
         """Handle the signals within the block, and give them back after it."""
+        reported, again = sys.unraisablehook, Timer(0, lambda: None)
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.signal = signal.Signals(number).name
             if not self.deferring:
                 raise SystemExit(STOPPED)
 
+        def swallowed(found: sys.UnraisableHookArgs) -> None:
+            nonlocal again
+            if self.signal is None or not isinstance(found.exc_value, SystemExit):
+                reported(found)
+                return
+            again = Timer(0.1, os.kill, (os.getpid(), signal.Signals[self.signal]))
+            again.daemon = True
+            again.start()
+
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        sys.unraisablehook = swallowed
         try:
             yield self
         finally:
+            sys.unraisablehook = reported
+            again.cancel()  # it would end what comes after the block
             for number, handler in before.items():
                 signal.signal(number, handler)
 

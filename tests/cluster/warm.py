@@ -10,9 +10,11 @@ import importlib.util
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 IMPORTED = (
@@ -21,17 +23,25 @@ IMPORTED = (
 )  # fmt: skip
 
 CLIENT = """#!{python} -S
-import json, os, signal, socket, sys
+import contextlib, json, os, signal, socket, sys
+
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-said = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+heeded = [signal.SIGTERM, signal.SIGUSR1]
+ignored = [number for number in heeded if signal.getsignal(number) == signal.SIG_IGN]
+said = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), ignored]).encode()
 socket.send_fds(link, [len(said).to_bytes(4, "big")], [1, 2])
 link.sendall(said)
-child = int(link.recv(16))
-for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: os.kill(child, number))
-sys.exit(int(link.recv(16) or 137))
+
+def pass_on(number, frame):
+    with contextlib.suppress(OSError):  # it has ended
+        link.send(bytes([number]))
+
+for number in heeded:
+    signal.signal(number, pass_on)
+sys.exit((link.recv(1) or b"\\x89")[0])
 """
+"""Sends a byte for every signal; gets one, the exit code. 0x89: as one that was killed."""
 
 
 def client(folder: Path) -> Path:
@@ -43,15 +53,18 @@ def client(folder: Path) -> Path:
 
 
 def serve(address: str) -> None:
-    """Fork for every caller, until killed."""
+    """Fork for every caller, until killed or left alone."""
     for name in IMPORTED:
         if importlib.util.find_spec(name):  # deepspeed is imported where it is installed
             importlib.import_module(name)
+    parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen(64)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever watches a fork reaps it
-        while True:
+        while os.getppid() == parent:
+            if not select.select([server], [], [], 1)[0]:
+                continue
             link, _ = server.accept()
             if os.fork() == 0:
                 server.close()
@@ -60,24 +73,34 @@ def serve(address: str) -> None:
 
 
 def watch(link: socket.socket) -> None:
-    """Fork once more for the work, and tell the caller its process and its end; kill it when the caller is gone."""
+    """Fork once more for the work, pass signals on to it, and tell the caller its end; kill it when the caller is gone.
+
+    The work is signalled by this process alone, and before this process reaps it: its number cannot be another's.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, outputs, _, _ = socket.recv_fds(link, 4, 2)
     said = b""
     while len(said) < int.from_bytes(size, "big"):
-        said += link.recv(65536)
+        part = link.recv(65536)
+        if not part:  # killed as it spoke
+            os._exit(1)
+        said += part
+    arguments, environment, place, ignored = json.loads(said)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     child = os.fork()
     if child == 0:
-        work(outputs, *json.loads(said))
-    link.sendall(str(child).encode().ljust(16))
-    if os.fork() == 0:  # ends when the caller's side closes
-        for descriptor in outputs:
-            os.close(descriptor)
-        if not link.recv(1):
-            os.kill(child, signal.SIGKILL)
-        os._exit(0)
+        link.close()
+        work(outputs, arguments, environment, place)
+    ended = os.pidfd_open(child)
+    while ended not in select.select([ended, link], [], [])[0]:
+        asked = link.recv(1)
+        os.kill(child, asked[0] if asked else signal.SIGKILL)
+        if not asked:
+            break
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    link.sendall(str(code if code >= 0 else 128 - code).encode())
+    with suppress(OSError):
+        link.send(bytes([code if code >= 0 else 128 - code]))
     os._exit(0)
 
 
@@ -88,8 +111,6 @@ def work(outputs: list[int], arguments: list[str], environment: dict[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(place)
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as slurm/common.sh starts a training
-        signal.signal(number, signal.SIG_IGN)
     arguments = [argument for argument in arguments if argument != "-u"]
     assert arguments[0] == "-m"
     sys.argv = arguments[1:]

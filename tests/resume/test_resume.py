@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from src.config import STOPPED
+from src.training.loop import StopFlag
 from tests.entry import call
 from tests.evaluation.children import Child
 from tests.support import SMALL_RUN, metrics, places
@@ -89,6 +91,23 @@ def test_killed_at_three_steps(world: Path) -> None:
     assert_same(whole[1]["engine"], killed[1]["engine"])
     assert_same(whole[1]["progress"], killed[1]["progress"])
     assert whole[2] == killed[2]
+
+
+def test_a_signal_as_an_object_is_finalized_ends_the_process(capfd: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0)
+
+    def stopped() -> None:
+        with StopFlag().listening():
+            Finalized()
+            time.sleep(10)
+
+    with pytest.raises(SystemExit) as ending:
+        stopped()
+    assert ending.value.code == STOPPED
+    assert capfd.readouterr().err == "", "it is no error"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
