@@ -94,7 +94,7 @@ def engine_problems(config: TrainConfig) -> list[str]:
 def probe_problems(config: TrainConfig, kind: str, probe: str) -> list[str]:
     """Probes of GAPO that this engine, or checkpointing, leaves without what they look at."""
     name, problems = config.engine.name, []
-    if kind not in ("single", "ddp") and probe in ("first_order", "sketch", "stream"):
+    if kind not in WHOLE and probe in ("first_order", "sketch", "stream"):
         problems.append(
             f"method.probe={probe} looks at whole weights and their gradients, which engine={name} shards; "
             "use method.probe=perturb, or engine=ddp"

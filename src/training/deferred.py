@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from src.combinations import WHOLE
 from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.engine.deferred import Observed
@@ -21,7 +22,8 @@ from src.objective.types import PairInputs, PairTerms, concatenate
 from src.schema import TrainConfig
 from src.training.groups import group_size, grouped
 from src.training.inputs import known_inputs
-from src.training.probe import Probed, diagnosed, finite_gaps, observed_margins, sketched_gaps, with_probed
+from src.training.probe import finite_gaps, observed_margins, sketched_gaps
+from src.training.probed import Probed, diagnosed, with_probed
 from src.training.stream import streamed_pass
 from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, output_of, totals_of
 
@@ -42,7 +44,7 @@ def passed_at_once(engine: Engine, objective: Objective, state: ObjectiveState, 
     totals, losses, collected = totals_of(window), [], []
     for unit in units:
         observed, inputs, probed = probed_unit(engine, objective, unit)
-        inputs = with_probed(inputs, probed, slice(None))
+        inputs = with_probed(inputs, probed)
         terms, state = terms_over(objective, inputs, state, [len(batch) for batch in window])
         engine.weigh(observed, objective.pulls(inputs, terms, totals))
         with torch.no_grad():
@@ -122,7 +124,7 @@ def plan_note(config: TrainConfig, objective: Objective, ranks: int) -> str | No
         why = "model.gradient_checkpointing=true keeps no inputs of layers"
     elif config.engine.compile_blocks:
         why = "engine.compile_blocks=true hides the inputs of layers"
-    elif config.engine.name not in ("single", "ddp"):
+    elif config.engine.name not in WHOLE:
         why = f"engine={config.engine.name} holds weights for a forward and a backward alone"
     elif config.model.architecture.get("model_type") not in RECORDED:
         why = f"layers of {config.model.architecture.get('model_type')} are not known well enough"

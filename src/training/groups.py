@@ -8,9 +8,6 @@ from src.data.collate import PairBatch
 from src.objective.perturbations import AnchorProbe
 from src.training.window import Window
 
-SMALLEST_NORM = 1e-12
-"""A gradient below it has no direction: the group is not perturbed, its gaps are 0."""
-
 
 def group_size(anchor: AnchorProbe, window: Window) -> int:
     """How many pairs share a direction."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.data.collate import PairBatch
 from src.engine.base import Engine
+from src.model.fused import Share
 from src.objective.objective import Objective
 from src.objective.types import Needs, PairInputs, PairLogProbs
 
@@ -59,3 +61,13 @@ def known_inputs(engine: Engine, objective: Objective, batch: PairBatch, *, for_
 def mismatched_log_probs(engine: Engine, needs: Needs, batch: PairBatch) -> PairLogProbs:
     """Log-probs of mismatched responses: rewards are made of them as of the pair's own, but no gradient ever."""
     return engine.log_probs(batch, per_token=needs.per_token)
+
+
+def margin_share(objective: Objective, known: KnownInputs) -> Share:
+    """What pairs add to the sum of all reward margins, of their log-probs: its gradient by a pair's is ∇m_i."""
+
+    def share(policy: PairLogProbs, pairs: slice) -> Tensor:
+        inputs = known.with_policy(policy, pairs)
+        return objective.rewards(inputs.policy, inputs.reference).margins.sum()
+
+    return share

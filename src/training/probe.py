@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,23 +14,14 @@ from src.engine.deferred import Observed, Sketched
 from src.errors import UserError
 from src.objective.objective import Objective
 from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
-from src.objective.types import PairInputs, PairLogProbs
-from src.training.groups import SMALLEST_NORM, group_size, grouped
-from src.training.inputs import KnownInputs, known_inputs, pair_inputs
+from src.training.groups import group_size, grouped
+from src.training.inputs import KnownInputs, known_inputs, margin_share, pair_inputs
+from src.training.probed import Gaps, Probed, diagnosed, has_direction, no_gaps
 from src.training.stream import streamed_gaps
 from src.training.window import Window
 
 SMALLEST_FRACTION = 0.9
 """Below this applied fraction a perturbation is mostly rounding, and the run stops."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What was found of each pair of a window, [n] each; ``diagnostics`` by metric name."""
-
-    anchor_gaps: Tensor | None
-    gradient_norms: Tensor | None
-    diagnostics: Mapping[str, Tensor]
 
 
 def probe_parameters(engine: Engine, objective: Objective, window: Window) -> Probed | None:
@@ -45,55 +34,10 @@ def probe_parameters(engine: Engine, objective: Objective, window: Window) -> Pr
     return None
 
 
-def with_probed(inputs: PairInputs, probed: Probed | None, pairs: slice) -> PairInputs:
-    """``inputs`` with what was found of these ``pairs`` of the window."""
-    found: dict[str, Any] = dict(probed_values(probed, pairs))
-    return replace(inputs, **found)
-
-
-def probed_values(probed: Probed | None, pairs: slice) -> dict[str, Tensor]:
-    """What was found of these ``pairs`` of the window, by its name in ``PairInputs``."""
-    if probed is None:
-        return {}
-    found = {"anchor_gaps": probed.anchor_gaps, "gradient_norms": probed.gradient_norms}
-    return {name: value[pairs] for name, value in found.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """What the probe found of a group: gaps [n], norm of the direction and applied fraction (scalars, or [n])."""
-
-    gaps: Tensor
-    norm: Tensor
-    applied: Tensor
-
-
 def anchored(engine: Engine, objective: Objective, window: Window, anchor: AnchorProbe) -> Probed:
     """Gap of every pair's reward margin between θ and the anchor of its group (GAPO Eq. 5-7)."""
     groups = grouped(window, group_size(anchor, window))
     return diagnosed([gaps_of_group(engine, objective, group, anchor) for group in groups])
-
-
-def diagnosed(groups: Sequence[Gaps]) -> Probed:
-    """What was found of each pair of the groups, in order."""
-    gaps = torch.cat([one.gaps for one in groups])
-    applied = torch.cat([one.applied.to(one.gaps.dtype).expand_as(one.gaps) for one in groups])
-    diagnostics = {
-        "anchor/gap": gaps,
-        "anchor/gradient_norm": torch.cat([one.norm.to(one.gaps.dtype).expand_as(one.gaps) for one in groups]),
-        "anchor/applied": applied,
-        "anchor/skipped": (applied == 0).to(gaps.dtype),
-    }
-    return Probed(gaps, None, diagnostics)
-
-
-def no_gaps(like: Tensor, norm: Tensor) -> Gaps:
-    """Of a group whose gradient has no direction."""
-    return Gaps(torch.zeros_like(like), norm.to(like.dtype), like.new_zeros(()))
-
-
-def has_direction(norm: Tensor) -> bool:
-    return bool(torch.isfinite(norm) & (norm >= SMALLEST_NORM))
 
 
 def gaps_of_group(engine: Engine, objective: Objective, group: Sequence[PairBatch], anchor: AnchorProbe) -> Gaps:
@@ -102,8 +46,7 @@ def gaps_of_group(engine: Engine, objective: Objective, group: Sequence[PairBatc
     Both margins come from the same forward of the same pairs, so that rounding does not enter the gap.
     """
     if anchor.probe == "stream":
-        gaps, norms = streamed_gaps(engine, objective, group, anchor)
-        return Gaps(gaps, norms, torch.ones_like(gaps))
+        return streamed_gaps(engine, objective, group, anchor)
     if anchor.probe == "sketch":
         return sketched_gaps(engine, [sketch_of(engine, objective, batch, anchor) for batch in group], anchor)
     before = margin_gradient(engine, objective, group, anchor.pulls)
@@ -125,11 +68,7 @@ def observed_margins(
     engine: Engine, objective: Objective, batch: PairBatch, known: KnownInputs, *, learning: bool = True
 ) -> Observed:
     """A forward recorded for its reward margins."""
-
-    def share(policy: PairLogProbs, pairs: slice) -> Tensor:
-        inputs = known.with_policy(policy, pairs)
-        return objective.rewards(inputs.policy, inputs.reference).margins.sum()
-
+    share = margin_share(objective, known)
     return engine.record(batch, share, per_token=objective.needs.per_token, learning=learning)
 
 
@@ -219,7 +158,7 @@ def sharpened(engine: Engine, sharpness: Sharpness) -> Iterator[dict[str, Tensor
     gradient without a direction moves nothing.
     """
     norm = engine.gradient_norm(sharpness.scope)
-    fine = bool(torch.isfinite(norm) & (norm >= SMALLEST_NORM))
+    fine = bool(has_direction(norm))
     scale = sharpness.rho / norm if fine else torch.zeros_like(norm)
     with engine.perturbed(scale, sharpness.scope) as applied:
         if fine:

@@ -16,7 +16,8 @@ from src.objective.perturbations import Sharpness
 from src.objective.types import PairInputs, PairLogProbs, PairTerms, WindowTotals, concatenate
 from src.training.deferred import passed_at_once
 from src.training.inputs import KnownInputs, known_inputs, pair_inputs
-from src.training.probe import Probed, probe_parameters, probed_values, sharpened, with_probed
+from src.training.probe import probe_parameters, sharpened
+from src.training.probed import Probed, probed_values, with_probed
 from src.training.window import StepOutput, Window, fits_in_forwards, grouped_terms, output_of, totals_of
 
 
@@ -145,7 +146,7 @@ def window_terms(
         return None, state
     with torch.no_grad():
         inputs = concatenate([pair_inputs(engine, objective, batch) for batch in window])
-    return grouped_terms(objective, with_probed(inputs, probed, slice(None)), state, evolving)
+    return grouped_terms(objective, with_probed(inputs, probed), state, evolving)
 
 
 def validate(engine: Engine, objective: Objective, state: ObjectiveState, batches: Sequence[PairBatch]) -> StepOutput:

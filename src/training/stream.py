@@ -12,7 +12,7 @@ For the last pair both are exact. Nothing is carried from step to step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from src.engine.base import Engine
 from src.engine.stream import GradientStream
 from src.objective.objective import Objective, ObjectiveState
 from src.objective.perturbations import AnchorProbe
-from src.objective.types import PairLogProbs
-from src.training.groups import SMALLEST_NORM, group_size, grouped
-from src.training.inputs import KnownInputs, known_inputs
+from src.objective.types import PairInputs
+from src.training.groups import group_size, grouped
+from src.training.inputs import known_inputs, margin_share
+from src.training.probed import Gaps, diagnosed, has_direction, with_probed
 from src.training.window import StepOutput, Window, output_of, totals_of
 
 
@@ -52,13 +53,10 @@ class Products:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A pair whose ∇m is in the engine: the pair, its log-probs, its gap and the estimated norm of g (scalars)."""
+    """A pair whose ∇m is in the engine: its inputs, and its gap and the norm of g as they are estimated, [1] each."""
 
-    batch: PairBatch
-    known: KnownInputs
-    log_probs: PairLogProbs
-    gap: Tensor
-    norm: Tensor
+    inputs: PairInputs
+    gaps: Gaps
 
 
 def streamed(
@@ -69,29 +67,21 @@ def streamed(
     stream.start()
     for [batch] in grouped(group, 1):
         known = known_inputs(engine, objective, batch)
-
-        def share(policy: PairLogProbs, pairs: slice, known: KnownInputs = known) -> Tensor:
-            inputs = known.with_policy(policy, pairs)
-            return objective.rewards(inputs.policy, inputs.reference).margins.sum()
-
-        found = engine.pair_loss(batch, share, per_token=objective.needs.per_token)
+        found = engine.pair_loss(batch, margin_share(objective, known), per_token=objective.needs.per_token)
         engine.backward(found.loss)
         slope, norm = products.slope(*stream.measured())
-        fine = torch.isfinite(norm) & (norm >= SMALLEST_NORM)
-        gap = torch.where(fine, anchor.rho * slope / norm, torch.zeros_like(slope))
-        yield Streamed(batch, known, found.log_probs, gap, norm)
+        gap = torch.where(has_direction(norm), anchor.rho * slope / norm, torch.zeros_like(slope))[None]
+        yield Streamed(known.with_policy(found.log_probs), Gaps(gap, norm[None], torch.ones_like(gap)))
 
 
-def streamed_gaps(
-    engine: Engine, objective: Objective, group: Sequence[PairBatch], anchor: AnchorProbe
-) -> tuple[Tensor, Tensor]:
+def streamed_gaps(engine: Engine, objective: Objective, group: Sequence[PairBatch], anchor: AnchorProbe) -> Gaps:
     """Gaps of the pairs of a group and norms of its direction as they were estimated, [n] each."""
-    gaps, norms = [], []
+    found = []
     for one in streamed(engine, objective, group, anchor, engine.stream(anchor.scope)):
         engine.discard_gradients()
-        gaps.append(one.gap)
-        norms.append(one.norm)
-    return torch.stack(gaps), torch.stack(norms)
+        found.append(one.gaps)
+    gaps, norms = torch.cat([one.gaps for one in found]), torch.cat([one.norm for one in found])
+    return Gaps(gaps, norms, torch.ones_like(gaps))
 
 
 def streamed_pass(
@@ -102,16 +92,12 @@ def streamed_pass(
     stream = engine.stream(anchor.scope)
     for group in grouped(window, group_size(anchor, window)):
         for one in streamed(engine, objective, group, anchor, stream):
-            inputs = replace(one.known.with_policy(one.log_probs), anchor_gaps=one.gap[None])
+            probed = diagnosed([one.gaps])
+            inputs = with_probed(one.inputs, probed)
             terms, _ = objective.terms(inputs, state)
             stream.add(objective.pulls(inputs, terms, totals)[0])
             with torch.no_grad():
                 losses.append(objective.loss(inputs, terms, totals))
-            found = {"anchor/gap": one.gap[None], "anchor/gradient_norm": one.norm[None]}
-            found |= {
-                "anchor/applied": torch.ones_like(one.gap[None]),
-                "anchor/skipped": torch.zeros_like(one.gap[None]),
-            }
-            collected.append(objective.metrics(inputs, terms) | found)
+            collected.append(objective.metrics(inputs, terms) | dict(probed.diagnostics))
     stream.finish()
     return output_of(window, losses, collected, state)

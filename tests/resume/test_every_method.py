@@ -19,7 +19,8 @@ from src.schema import TrainConfig
 from src.training import loop
 from src.training.checkpoint import Checkpoints
 from src.training.inputs import pair_inputs
-from src.training.probe import probe_parameters, with_probed
+from src.training.probe import probe_parameters
+from src.training.probed import with_probed
 from src.training.run import train
 from src.training.window import StepOutput, Window, totals_of
 from tests.methods import METHODS
@@ -96,7 +97,7 @@ class HeldLoss:
     ) -> StepOutput:
         if self.loss is None:
             inputs = concatenate([pair_inputs(engine, objective, batch).detach() for batch in window])
-            inputs = with_probed(inputs, probe_parameters(engine, objective, window), slice(None))
+            inputs = with_probed(inputs, probe_parameters(engine, objective, window))
             terms, _ = objective.terms(inputs, state)
             self.loss = lambda: window_loss(engine, objective, window, terms)
             self.before = self.loss()
