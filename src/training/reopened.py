@@ -12,14 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.config import config_hash, run_directory
 from src.data.collate import PairBatch
 from src.data.pairset import PairSet
 from src.errors import UserError
 from src.schema import TrainConfig
 from src.training.assemble import PreparedLoader, build_objective, in_order
 from src.training.checkpoint import completed, read_state
-from src.training.run import Base, assemble, sft_base
+from src.training.run import Base, assemble, base_of, sft_base
 from src.training.step import validate
 
 
@@ -46,9 +45,7 @@ def gradient_weights(directory: Path, which: str, split: str) -> GradientWeights
     if not objective.needs.rejected:
         raise UserError(f"{directory} trained on demonstrations, which have no pairs to weigh; give a run on pairs")
     base = sft_base(trained)
-    start = Base()
-    if base is not None:
-        start = Base(config_hash(base), str(run_directory(base) / "checkpoints" / "best" / "model"))
+    start = Base() if base is None else base_of(base)
     with TemporaryDirectory() as aside:
         run = assemble(Path(aside), trained, objective, start)
     saved = read_state(checkpoint)

@@ -148,7 +148,12 @@ def trained_base(config: TrainConfig) -> Base | None:
         say(f"SFT base: training it once, later runs reuse {directory}")
         if train(config, wait=True) != 0:
             return None
-    return Base(config_hash(config), str(directory / "checkpoints" / "best" / "model"))
+    return base_of(config)
+
+
+def base_of(config: TrainConfig) -> Base:
+    """What the SFT run of ``config`` leaves to those that start from it."""
+    return Base(config_hash(config), str(run_directory(config) / "checkpoints" / "best" / "model"))
 
 
 def refuse_stale_base(directory: Path, config: TrainConfig) -> None:
