@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import ref
 
 import torch
 from safetensors.torch import load_file
@@ -250,7 +251,30 @@ def restored(engine: Engine, report: Callable[[str, Any], None], name: str) -> N
             found["left"] = engine.gradient_norm()
             report(f"{name} perturbed {scope} {inside}", {key: value.item() for key, value in found.items()})
             engine.discard_gradients()
+    report(f"{name} lets go", lets_go(engine))
     report(f"{name} after perturbations", steps(engine, "simpo", [6, 6], count=1))
+
+
+class Listed(list[Any]):
+    """A list of which it can be known whether anything holds it."""
+
+
+def lets_go(engine: Any) -> bool:
+    """Whether nothing holds the direction's gradients while the weights are moved along it."""
+    pieces, made = engine.pieces, []
+
+    def noted(scope: str) -> Listed:
+        found = Listed(pieces(scope))
+        made.append(ref(found))
+        return found
+
+    engine.pieces = noted
+    engine.backward(summed(batch_of(0, 3), engine) / 10)
+    with engine.perturbed(torch.tensor(0.1), "full"):
+        gone = made[-1]() is None
+    del engine.pieces
+    engine.discard_gradients()
+    return gone
 
 
 def gradients(engine: Engine, report: Callable[[str, Any], None], name: str) -> None:

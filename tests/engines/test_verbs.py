@@ -28,6 +28,11 @@ def test_an_update_after_perturbations_is_that_without(found: Found, engine: str
     assert apart(found[1, 0]["single after perturbations"], found[2, 0][f"{engine} after perturbations"]) < 1e-5
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "zero3 partitioned"])
+def test_the_direction_takes_no_memory_once_weights_have_moved(found: Found, engine: str) -> None:
+    assert found[2, 0][f"{engine} lets go"]
+
+
 @pytest.mark.parametrize("engine", [*ENGINES, *OFFLOAD])
 def test_gradients_add_up_and_are_forgotten(found: Found, engine: str) -> None:
     """One window of two forwards, one forgotten in between, one pair alone (a rank has none)."""
