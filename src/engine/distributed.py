@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,21 +75,23 @@ class DdpEngine(LocalEngine):
         self.watch.moved()
         with self.autocast():
             mine = self.kernel(own_share(batch, self.ranks), per_token, prompt)
+        return self.of_all(mine, batch, prompt=prompt)
+
+    def of_all(self, mine: Sequence[Tensor], batch: PairBatch, *, prompt: bool = False) -> PairLogProbs:
+        """Log-probs of all pairs of ``batch``, from those of this rank's, which alone carry gradient."""
         return as_pairs(gathered_rows(mine, len(batch), self.ranks), prompt=prompt)
 
     def pair_loss(self, batch: PairBatch, share: Share, *, per_token: bool = False, prompt: bool = False) -> FusedLoss:
         self.watch.moved()
         mine, own_pairs = own_share(batch, self.ranks), of_own(share, self.ranks.share(len(batch)))
         found = super().pair_loss(mine, own_pairs, per_token=per_token, prompt=prompt)
-        rows = tensors_of(wide(found.log_probs, batch))
-        return FusedLoss(found.loss, as_pairs(gathered_rows(rows, len(batch), self.ranks), prompt=prompt))
+        return FusedLoss(found.loss, self.of_all(tensors_of(wide(found.log_probs, batch)), batch, prompt=prompt))
 
     def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
         self.watch.moved()
         mine, own_pairs = own_share(batch, self.ranks), of_own(share, self.ranks.share(len(batch)))
         found = super().record(mine, own_pairs, per_token=per_token, learning=learning)
-        rows = gathered_rows(tensors_of(wide(found.log_probs, batch)), len(batch), self.ranks)
-        return Observed(as_pairs(rows), len(batch), found.recording)
+        return Observed(self.of_all(tensors_of(wide(found.log_probs, batch)), batch), len(batch), found.recording)
 
     def backward(self, loss: Tensor) -> None:
         # engines average over ranks; each has the gradient of its own pairs alone, and wanted is the sum
@@ -99,7 +101,7 @@ class DdpEngine(LocalEngine):
         self, batch: PairBatch, scope: PerturbedScope, *, adaptive: bool = False, per_token: bool = False
     ) -> tuple[PairLogProbs, PairLogProbs]:
         found = super().slopes(own_share(batch, self.ranks), scope, adaptive=adaptive, per_token=per_token)
-        values, slopes = (as_pairs(gathered_rows(tensors_of(part), len(batch), self.ranks)) for part in found)
+        values, slopes = (self.of_all(tensors_of(part), batch) for part in found)
         return values, slopes
 
     def save_model(self, directory: Path) -> None:

@@ -103,9 +103,6 @@ class Fsdp2Engine(ShardedEngine):
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
         }
 
-    def training_state(self) -> dict[str, Any]:
-        return {"schedule": self.schedule.state_dict(), "random": self.random_states(), "ranks": self.ranks.size}
-
     def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         found = self.sharded_state()
         state_dict_loader.load(found, checkpoint_id=checkpoint / SHARDS)

@@ -65,3 +65,7 @@ class ShardedEngine(DdpEngine, ABC):
     def update(self) -> None:
         """The optimizer's step over this rank's part."""
         self.optimizer.step()
+
+    def training_state(self) -> dict[str, Any]:
+        """What ``save_shards`` does not write."""
+        return {"schedule": self.schedule.state_dict(), "random": self.random_states(), "ranks": self.ranks.size}

@@ -269,12 +269,7 @@ class ZeroEngine(ShardedEngine):
         torch.save(held, place / shard_name(self.ranks.rank))
 
     def training_state(self) -> dict[str, Any]:
-        return {
-            "schedule": self.schedule.state_dict(),
-            "rates": [group["lr"] for group in self.optimizer.param_groups],
-            "random": self.random_states(),
-            "ranks": self.ranks.size,
-        }
+        return {**super().training_state(), "rates": [group["lr"] for group in self.optimizer.param_groups]}
 
     def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         if state["ranks"] != self.ranks.size:
