@@ -87,7 +87,7 @@ def plan_of(config: TrainConfig, machines: Machines) -> Plan:
     if note := plan_note(config, objective, machines.ranks):
         notes.append(note)
     tokenizer, notes = tokenizer_if_any(config, notes)
-    counted = estimated_data(config, objective) if tokenizer is None else prepared_counts(config, tokenizer)
+    counted = estimated_data(config, objective) if tokenizer is None else prepared_counts(config, objective, tokenizer)
     shape = shape_of(config, None if tokenizer is None else len(tokenizer))
     setting, work, rows = setting_of(config, machines), work_of(config, objective, shape), counted["rows"]
     if not shape.known:
@@ -118,9 +118,8 @@ def tokenizer_if_any(config: TrainConfig, notes: list[str]) -> tuple[PreTrainedT
         return None, [*notes, f"lengths are estimated from characters, since there is no tokenizer here: {error}"]
 
 
-def prepared_counts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def prepared_counts(config: TrainConfig, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Counts and examples of the prepared data."""
-    objective = build_objective(config)
     data = prepare_data(config, build_template(config, tokenizer), build_source(config), objective)
     shown = [data.train[index] for index in range(min(3, len(data.train)))]
     lengths = data.train.lengths()[: sampler_of(config, len(data.train)).pairs]
