@@ -11,6 +11,8 @@ import torch
 
 from benchmarks import against_trl, end_to_end, gpu_8b, growth, paired, step_cost
 from benchmarks.workloads import SHAPES, Lengths, drawn, model_of, own
+from src.data.pairs import prompt_from_json
+from src.data.splits import split_of
 
 
 def test_each_repetition_begins_with_another_step_on_new_pairs() -> None:
@@ -147,9 +149,13 @@ def test_gpu_targets_compare_the_best_of_each() -> None:
 
 def test_whole_programs_are_given_the_same_task(tmp_path: Path) -> None:
     end_to_end.make_task(tmp_path, "nano", 3)
-    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 11
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["train-0", "train-1", "train-2", "validation-0"]
+    fraction = f"dataset.validation_fraction={end_to_end.HELD_OUT}"
     ours, theirs = (
         end_to_end.command(name, tmp_path, tmp_path / "out", 3) for name in ("own dpo", "trl dpo precomputed")
     )
-    assert f"dataset.source.path={tmp_path}/pairs.jsonl" in ours
+    assert {f"dataset.source.path={tmp_path}/pairs.jsonl", fraction} <= set(ours)
+    splits = [split_of(prompt_from_json(line["prompt"]), end_to_end.HELD_OUT, 0) for line in lines]
+    assert splits == ["train", "train", "train", "validation"]
     assert theirs[2:5] == ["benchmarks.end_to_end_trl", "dpo", "precomputed"]
