@@ -120,6 +120,7 @@ bench-against: setup-test ## Of these, the comparison with TRL and how steps gro
 bench-own: setup-test ## Of these, what each part of a step costs and whole runs
 	@$(PYTHON) -m benchmarks.step_cost
 	@$(PYTHON) -m benchmarks.end_to_end
+	@$(PYTHON) -m benchmarks.startup
 
 calibrate: setup ## Measure again what docs/toy_world.md says of the toy world
 	@$(PYTHON) -m benchmarks.calibrate_toy

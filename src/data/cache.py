@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
             shutil.rmtree(aside, ignore_errors=True)
             raise
     return True
+
+
+def keep_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; where it cannot be written, do without: what it says can be found again."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        aside.write_text(text, encoding="ascii")
+        os.replace(aside, path)
 
 
 def sync(path: Path) -> None:

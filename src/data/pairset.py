@@ -66,9 +66,9 @@ class PairSet(Sequence[TokenizedPair]):
         return TokenizedPair(
             index=place,
             id=row["id"].as_py(),
-            prompt_ids=_ids(row["prompt_ids"]),
-            chosen_ids=_ids(row["chosen_ids"]),
-            rejected_ids=_ids(row["rejected_ids"]),
+            prompt_ids=row["prompt_ids"].as_py(),
+            chosen_ids=row["chosen_ids"].as_py(),
+            rejected_ids=row["rejected_ids"].as_py(),
             chosen_score=row["chosen_score"].as_py(),
             rejected_score=row["rejected_score"].as_py(),
             flipped=row["flipped"].as_py(),
@@ -96,10 +96,6 @@ class PairSet(Sequence[TokenizedPair]):
         missing = pc.or_(pc.is_null(self._columns["chosen_score"]), pc.is_null(self._columns["rejected_score"]))
         ids: list[str] = self._columns["id"].filter(missing).to_pylist()
         return ids
-
-
-def _ids(scalar: Any) -> list[int]:
-    return scalar.values.to_numpy().tolist()  # type: ignore[no-any-return]
 
 
 class PairWriter:

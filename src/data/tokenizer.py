@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from src.data.cache import build_once, json_hash
+from src.data.cache import build_once, json_hash, keep_text
 from src.data.hub import from_hub
 from src.data.pairs import Demonstration, PreferencePair
 from src.data.splits import TRAIN, split_of_record
@@ -28,7 +28,9 @@ VERSION = 1
 """Part of the cache key; raise it when the same texts would give another tokenizer."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, cache_dir: str | Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, cache_dir: str | Path, origin: str | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens trained on ``texts``, or the cached one.
 
     Tokens 0-5 are pad, bos, end, system, user, assistant; digits are single tokens. The chat template is
@@ -36,23 +38,31 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, cache_dir: str | Path
     the number of threads. ``texts`` are held in memory. A small corpus runs out of merges early, so an embedding
     must be sized by ``len(tokenizer)``.
 
+    ``origin``: a hash of all that the texts follow from. The tokenizer that was made of them is then found by it, and
+    they are not read again.
+
     Raises ``UserError`` for a vocabulary too small to hold every byte, or no text.
     """
     smallest = len(SPECIALS) + BYTES
     if vocab_size < smallest:
         raise UserError(f"a vocabulary of {vocab_size} is too small: bytes and special tokens alone are {smallest}")
-    corpus = list(texts)
-    if not any(corpus):
-        raise UserError("there is no text to train a tokenizer on; check dataset.source")
-    key = {"texts": _texts_hash(corpus), "size": vocab_size, "version": [VERSION, tokenizers.__version__]}
-    name = json_hash(key)[:16]
-    folder = Path(cache_dir) / "tokenizers" / name
+    version = {"size": vocab_size, "version": [VERSION, tokenizers.__version__]}
+    folders = Path(cache_dir) / "tokenizers"
+    note = None if origin is None else folders / f"{json_hash(version | {'origin': origin})[:16]}.name"
+    name = note.read_text(encoding="ascii") if note is not None and note.exists() else ""
+    if not name or not (folders / name).is_dir():
+        corpus = list(texts)
+        if not any(corpus):
+            raise UserError("there is no text to train a tokenizer on; check dataset.source")
+        name = json_hash(version | {"texts": _texts_hash(corpus)})[:16]
 
-    def build(aside: Path) -> None:
-        _wrap(_train(corpus, vocab_size)).save_pretrained(aside)
+        def build(aside: Path) -> None:
+            _wrap(_train(corpus, vocab_size)).save_pretrained(aside)
 
-    build_once(folder, build)
-    loaded = load_tokenizer(str(folder))
+        build_once(folders / name, build)
+        if note is not None:
+            keep_text(note, name)
+    loaded = load_tokenizer(str(folders / name))
     loaded.name_or_path = f"trained-{name}"
     return cast("PreTrainedTokenizerFast", loaded)
 

@@ -205,6 +205,13 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     model.load_state_dict(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict())
 
 
+def seed_everything(seed: int) -> None:
+    """Start the random generators of this process, those of its devices included, at ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """The random generators of this process."""
     state = {

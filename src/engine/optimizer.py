@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 def optimizer_and_schedule(
     model: PreTrainedModel, config: TrainingConfig, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The optimizer over the trained parameters, with decay on matrices only, and transformers' schedule (the first
-    step of a warm-up has rate 0)."""
-    from transformers import get_scheduler
-
+    """The optimizer over the trained parameters, with decay on matrices only, and its schedule (the first step of a
+    warm-up has rate 0)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -28,13 +27,23 @@ def optimizer_and_schedule(
     ]
     # adapters have no vectors; DeepSpeed drops a group without parameters, which the schedule would miss
     optimizer = optimizer_of([group for group in groups if group["params"]], config)
-    schedule = get_scheduler(
-        "constant_with_warmup" if config.scheduler == "constant" else config.scheduler,
-        optimizer,
-        num_warmup_steps=warmup_steps(config, total_steps),
-        num_training_steps=total_steps,
-    )
-    return optimizer, schedule
+    factor = partial(rate_factor, kind=config.scheduler, warmup=warmup_steps(config, total_steps), total=total_steps)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def rate_factor(step: int, *, kind: str, warmup: int, total: int) -> float:
+    """Share of the peak learning rate at ``step`` (from 0) of ``total``, by transformers' formulas, to the bit.
+
+    ``kind``: cosine or linear to 0 after ``warmup`` steps, or constant. Its schedules are not imported: with them come
+    its trainer and peft.
+    """
+    if step < warmup:
+        return step / warmup
+    if kind == "constant":
+        return 1.0
+    steps = max(1, total - warmup)
+    share = (total - step) / steps if kind == "linear" else 0.5 * (1 + math.cos(math.pi * ((step - warmup) / steps)))
+    return max(0.0, share)
 
 
 def optimizer_of(groups: list[dict[str, object]], config: TrainingConfig) -> torch.optim.Optimizer:

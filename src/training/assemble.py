@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from src.build import build
+from src.data.cache import json_hash
 from src.data.collate import PairBatch, collate
 from src.data.generalization import Generalization
 from src.data.mismatch import MismatchedPairs
@@ -25,6 +26,9 @@ from src.errors import UserError
 from src.objective.objective import PAIR_METRICS, Objective
 from src.schema import TrainConfig
 from src.training.needs import refuse_unmet_needs, refuse_unscored_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REQUIRED_PARTS = ("reward", "target", "link", "weight", "reduce", "regularizer")
 PARTS = (*REQUIRED_PARTS, "temperature", "perturbation")
@@ -84,9 +88,10 @@ def build_tokenizer(config: TrainConfig, source: Source) -> PreTrainedTokenizerB
         revision = config.model.revision if named == config.model.path else None
         return load_tokenizer(named, revision)
     vocabulary = int(config.model.architecture["vocab_size"])
-    records = source.pairs() if has_pairs(source) else source.demonstrations()
-    texts = training_texts(records, config.dataset.validation_fraction, config.dataset.split_seed)
-    tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary, Path(config.cache_root))
+    split = (config.dataset.validation_fraction, config.dataset.split_seed)
+    texts = training_texts(source.pairs() if has_pairs(source) else source.demonstrations(), *split)
+    origin = json_hash([type(source).__name__, source.fingerprint(), *split])
+    tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary, Path(config.cache_root), origin)
     return tokenizer
 
 

@@ -7,18 +7,20 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from src.data.pairset import PairSet
 from src.errors import UserError
 from src.schema import TrainConfig
 from src.training.distributions import keep_distributions
 from src.training.window import StepOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def summarize(output: StepOutput, noisy: bool) -> dict[str, float | None]:

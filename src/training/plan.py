@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from src.config import run_directory
 from src.data.filter import ScoreFilter, refuse_unscored, score_gap
@@ -37,6 +36,9 @@ from src.training.deferred import plan_note
 from src.training.needs import readers_of_scores
 from src.training.plan_sizes import Machines, rows_of, setting_of, shares_prompts, work_of
 from src.training.run import hash_of_base, sft_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for English, used only where no tokenizer is at hand."""

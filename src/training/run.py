@@ -7,17 +7,16 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config import STOPPED, compose_train, config_hash, run_directory
 from src.data.prepare import PreparedData
 from src.data.reference import weights_hash
 from src.data.sampler import WindowSampler
 from src.engine.create import create_engine, joined_ranks, needs_weights
+from src.engine.local import seed_everything
 from src.engine.perturb import scope_note
 from src.engine.ranks import Ranks, ranks
 from src.environment import environment
@@ -43,6 +42,9 @@ from src.training.loop import Loop, Schedule, StopFlag
 from src.training.metrics import MetricsFile, Mirror, NoFile, open_mirror
 from src.training.references import with_references
 from src.training.rundir import Status, Unsaid, owned, read_status, refuse_other_configuration, say, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STOP = "STOP"
 """A file of this name in the run directory ends the run after its step, with a checkpoint."""
@@ -206,7 +208,7 @@ def stop_flag(directory: Path, me: Ranks) -> StopFlag:
 def assemble(directory: Path, config: TrainConfig, objective: Objective, base: Base) -> Loop:
     """Data, model, reference log-probs and engine of a run, ready to start; every rank comes here."""
     me = ranks()
-    set_seed(config.seed)
+    seed_everything(config.seed)
     with me.main_first():
         data, tokenizer = run_data(config, objective)
     lengths = data.train.lengths().sum(1).tolist() if config.training.max_tokens_per_forward else ()

@@ -232,14 +232,34 @@ def test_sft_base_is_trained_once_and_reused(tmp_path: Path) -> None:
 # --- what a run says --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_a_file_is_a_few_lines(tmp_path: Path) -> None:
-    """In a real process, where no library has been told before to be quiet."""
+UNNEEDED = (
+    "datasets",
+    "matplotlib",
+    "peft",
+    "sklearn",
+    "transformers.trainer_utils",
+    "wandb",
+)
+"""What a training without adapter or mirror must not import: each costs tenths of a second."""
+
+
+def test_a_run_in_a_file_is_a_few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a real process, where no library has been told before to be quiet; it imports nothing for other runs."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # a line for each module, between those of the program
     done = run("src.train", *SMALL_RUN, "method=simpo", *places(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    imports, said, before = r"import time: .*\| +(.+)", list[str](), list[str]()
+    for line in done.stderr.splitlines():
+        if not (imported := re.fullmatch(imports, line)):
+            said.append(line)
+        elif not any(shown.startswith("  step ") for shown in said):
+            before.append(imported[1])
+    assert {"torch", "transformers", "src.training.loop"} <= set(before)
+    assert sorted({*UNNEEDED, "deepspeed"} & set(before)) == []  # transformers asks for DeepSpeed where it saves
     trained = r"training 18,400 of 18,400 parameters \(100.00 %\): all of the model"
     known = r"run directory: \S+|  step \d+/8  loss .*|  validation at step \d+: loss .*|finished: best rewards/.*"
-    assert [line for line in done.stderr.splitlines() if not re.fullmatch(f"{known}|{trained}", line)] == []
+    assert [line for line in said if not re.fullmatch(f"{known}|{trained}", line)] == []
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import against_trl, end_to_end, gpu_8b, growth, paired, step_cost
+from benchmarks import against_trl, end_to_end, gpu_8b, growth, paired, startup, step_cost
 from benchmarks.workloads import SHAPES, Lengths, drawn, model_of, own
+from src.config import ROOT
 from src.data.pairs import prompt_from_json
 from src.data.splits import split_of
 
@@ -145,6 +146,21 @@ def test_gpu_targets_compare_the_best_of_each() -> None:
     assert found["dpo, times TRL at its best"]["measured"] == 1.5
     assert found["full fine-tune fits"]
     assert found["utilisation"]["measured"] == 0.45
+
+
+def test_start_ups_are_compared_between_checkouts(tmp_path: Path) -> None:
+    sample = startup.started("help", ROOT, tmp_path, 80)
+    assert 0 < sample["cpu_s"] < sample["wall_s"] * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(startup, "EXIT_CODES", {})
+        with pytest.raises(RuntimeError, match=r"refused in .* failed:\nerror: unknown key"):
+            startup.started("refused", ROOT, tmp_path, 80)
+    seconds = {case: {"a": [sample | {"cpu_s": 2.0}], "b": [sample | {"cpu_s": 1.0}]} for case in startup.CASES}
+    seconds["sweep"]["b"] = [sample | {"cpu_s": 4.0}]
+    page = startup.page({"made": paired.report("startup", []), "prompts": 80, "roots": ["a", "b"], "seconds": seconds})
+    assert "| plan | b | 1.00 |" in page
+    assert "0.50 [0.50–0.50] |" in page
+    assert "One more run of a sweep costs 1.50 s" in page
 
 
 def test_whole_programs_are_given_the_same_task(tmp_path: Path) -> None:

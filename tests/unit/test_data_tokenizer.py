@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = train_tokenizer(TEXTS, 300, tmp_path)
     assert tokenizer_hash(first) == tokenizer_hash(again)
     assert first.chat_template == again.chat_template
+
+
+def test_texts_of_a_known_origin_are_not_read_again(tmp_path: Path) -> None:
+    first = train_tokenizer(iter(TEXTS), 300, tmp_path, "origin")
+    unread = (pytest.fail("read again") for _ in range(1))
+    again = train_tokenizer(unread, 300, tmp_path, "origin")
+    assert (tokenizer_hash(again), again.name_or_path) == (tokenizer_hash(first), first.name_or_path)
+    for texts, size, origin in ((TEXTS[:30], 300, "other origin"), (TEXTS, 301, "origin")):
+        assert train_tokenizer(texts, size, tmp_path, origin).name_or_path != first.name_or_path
+    for path in (tmp_path / "tokenizers").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    assert tokenizer_hash(train_tokenizer(TEXTS, 300, tmp_path, "origin")) == tokenizer_hash(first)
 
 
 def test_other_texts_or_size_give_another(cache: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, get_scheduler
 
 from src.config import compose_train
 from src.data.collate import collate
 from src.data.reference import weights_hash
-from src.engine.optimizer import optimizer_and_schedule, warmup_steps
+from src.engine.optimizer import optimizer_and_schedule, rate_factor, warmup_steps
 from src.errors import UserError
 from src.model.adapter import adapters_off, add_adapter, base_state, merge_adapter, save_weights, tuned_layers
 from src.model.load import build_model, read_model
@@ -300,6 +300,15 @@ def test_warm_up_by_steps_takes_the_place_of_the_share(tmp_path: Path) -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 7), (3, 11), (5, 5), (9, 4)])
+def test_rates_are_those_of_transformers(kind: str, warmup: int, total: int) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    theirs = get_scheduler({"constant": "constant_with_warmup"}.get(kind, kind), optimizer, warmup, total).lr_lambdas[0]
+    ours = [rate_factor(step, kind=kind, warmup=warmup, total=total) for step in range(total + 2)]
+    assert ours == [theirs(step) for step in range(total + 2)]
 
 
 def test_a_run_with_rmsprop_learns(tmp_path: Path) -> None:
