@@ -1,9 +1,10 @@
 """Inner products of the pairs' gradients from small random projections of them, without forming any gradient.
 
-The gradient of m_i by a layer's weight is G_i = Σ_t δ_t·x_tᵀ over the tokens of pair i. With independent Gaussian A and
-B whose columns have E[A·Aᵀ] = 1 = E[B·Bᵀ], S_i = Aᵀ·G_i·B, [s, s], has E⟨S_i, S_j⟩ = ⟨G_i, G_j⟩, for i = j too. S_i
-costs s·(width in + width out) products a token, of which layers with one input share a half. Vectors (normalizing
-layers, biases) are taken as they are.
+The gradient of m_i by a layer's weight is G_i = Σ_t δ_t·x_tᵀ over the tokens of pair i. With A and B such that
+E[A·Aᵀ] = 1 = E[B·Bᵀ], independent, S_i = Aᵀ·G_i·B, [s, s], has E⟨S_i, S_j⟩ = ⟨G_i, G_j⟩, for i = j too. Here A and B
+are count sketches: entry k of a vector is added to entry k mod s, with a random sign. So a projection costs one
+addition an entry, and S_i costs s² products a token; a side of at most s entries stays as it is, without noise.
+Vectors (normalizing layers, biases) are taken as they are.
 """
 
 from __future__ import annotations
@@ -23,18 +24,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED = 20_260
-"""Projections depend on it, on the place of a parameter in the model and on its shape: they are alike in every step, on
-every rank and after a resumed run."""
+"""Signs depend on it, on the place of a parameter in the model and on its shape: they are alike in every step, on every
+rank and after a resumed run."""
 
 Sketches = dict[int, Tensor]
 """Per-pair sketches [pairs, entries] by the place of the parameter in the model."""
 
 
 @lru_cache(maxsize=4096)
-def projection(width: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Independent normal numbers of variance 1/size, [width, size]."""
-    drawn = torch.randn(width, size, generator=torch.Generator().manual_seed(seed))
-    return drawn.div_(size**0.5).to(device, dtype)
+def random_signs(width: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Independent signs, [width]; all + where ``size`` dimensions hold them without a collision."""
+    if width <= size:
+        return torch.ones(width, dtype=dtype, device=device)
+    drawn = torch.randint(2, (width,), generator=torch.Generator().manual_seed(seed))
+    return (2 * drawn - 1).to(device, dtype)
+
+
+def sketched(tokens: Tensor, signs: Tensor, size: int) -> Tensor:
+    """``tokens`` [tokens, width], and entry k of each times its sign added to entry k mod ``size``: [tokens, size].
+
+    As they are where they are no wider than that.
+    """
+    width = tokens.shape[1]
+    if width <= size:
+        return tokens
+    if tokens.is_cuda:  # where each of the few additions below would be started for itself
+        return tokens @ one_hot(torch.arange(width, device=tokens.device), signs, size)
+    found = tokens[:, :size] * signs[:size]
+    for start in range(size, width, size):
+        part = slice(start, min(start + size, width))
+        found[:, : part.stop - start].addcmul_(tokens[:, part], signs[part])
+    return found
+
+
+def one_hot(entries: Tensor, signs: Tensor, size: int) -> Tensor:
+    """The unit vectors of these ``entries`` [m], as ``sketched`` makes them of vectors as long as ``signs``."""
+    found = signs.new_zeros(len(entries), min(size, len(signs)))
+    return found.scatter_(1, entries.remainder(size)[:, None], signs.index_select(0, entries)[:, None])
 
 
 class Sketcher:
@@ -56,10 +82,13 @@ class Sketcher:
         self.add_head(found, recording)
         return found
 
+    def signs(self, width: int, place: int, side: int, like: Tensor) -> Tensor:
+        """Of a parameter's side, which is ``width`` wide."""
+        return random_signs(width, self.size, self.seed + 2 * place + side, like.dtype, like.device)
+
     def projected(self, tokens: Tensor, place: int, side: int) -> Tensor:
-        """``tokens`` [tokens, width] in s dimensions, by the projection of a parameter's side."""
-        seed = self.seed + 2 * place + side
-        return tokens @ projection(tokens.shape[1], self.size, seed, tokens.dtype, tokens.device)
+        """``tokens`` [tokens, width] in s dimensions at most, by the signs of a parameter's side."""
+        return sketched(tokens, self.signs(tokens.shape[1], place, side, tokens), self.size)
 
     def add_call(self, found: Sketches, call: Call, recording: Recording) -> None:
         """Those of a layer."""
@@ -76,9 +105,7 @@ class Sketcher:
             self.add_vectors(found, norm_terms(call), call, recording)
         elif place is not None:
             ids, delta = embedded(call)
-            rows = projection(
-                module.num_embeddings, self.size, self.seed + 2 * place, delta.dtype, delta.device
-            ).index_select(0, ids)
+            rows = one_hot(ids, self.signs(module.num_embeddings, place, 0, delta), self.size)
             add(found, place, self.per_pair(rows, self.projected(delta, place, 1), recording.spans))
 
     def inputs(self, call: Call, given: Tensor, place: int) -> Tensor:
@@ -88,7 +115,7 @@ class Sketcher:
         return self.input[2]
 
     def per_pair(self, outputs: Tensor, inputs: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
-        """Σ_t output_t·input_tᵀ over the tokens of each pair, [pairs, s · s], in float32."""
+        """Σ_t output_t·input_tᵀ over the tokens of each pair, [pairs, entries], in float32."""
         found = []
         for mine in spans:
             products = [outputs[span].t() @ inputs[span] for span in mine]
@@ -117,7 +144,7 @@ class Sketcher:
             owners = head.token_pairs[part]
             spans = [[slice(*ends)] for ends in bounds(owners, pairs)]
             if place is not None:
-                outputs = self.projected(residuals, place, 0).mul_(counted)
+                outputs = self.projected(residuals, place, 0) * counted
                 inputs = self.projected(head.hidden[part], place, 1)
                 add(found, place, self.per_pair(outputs, inputs, spans))
             if bias is not None:

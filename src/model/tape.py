@@ -250,18 +250,20 @@ def add_linear(sums: dict[str, Tensor], call: Call, scale: Scaled) -> None:
             sides = delta, scale.input(call.given, given)
         else:
             sides = scale.times(delta), given
-        add_product(sum_like(sums, "weight", module.weight), *sides)
+        add_product(sums, "weight", *sides, exact_type(module.weight.dtype))
     if module.bias is not None and module.bias.requires_grad:
         found = sum_like(sums, "bias", module.bias)
         found.addmv_(delta.t().to(found.dtype), scale.share.to(found.dtype))
 
 
-def add_product(found: Tensor, left: Tensor, right: Tensor) -> None:
-    """``found`` += leftᵀ·right."""
-    if found.dtype == left.dtype == right.dtype:
-        found.addmm_(left.t(), right)
+def add_product(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor, exact: torch.dtype) -> None:
+    """Add leftᵀ·right to the sum of that name, in ``exact``."""
+    if name not in sums:
+        sums[name] = (left.t() @ right).to(exact)
+    elif sums[name].dtype == left.dtype == right.dtype:
+        sums[name].addmm_(left.t(), right)
     else:
-        found += left.t() @ right
+        sums[name] += left.t() @ right
 
 
 def sum_like(sums: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
