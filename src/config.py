@@ -56,8 +56,8 @@ LATER: dict[str, Any] = {
     "training.kept_forwards": 1,
     "training.max_tokens_per_forward": None,
     "model.layout": "prefix",
-    "method.sketch_size": 64,
-    "method.perturbation.sketch_size": 64,
+    "method.sketch_size": 128,
+    "method.perturbation.sketch_size": 128,
 }
 """Keys that came after results were recorded, with the value that leaves the computation as it was: at that value they
 are no part of the hash, so recorded runs keep their names."""

@@ -3,8 +3,9 @@
 The gradient of m_i by a layer's weight is G_i = Σ_t δ_t·x_tᵀ over the tokens of pair i. With A and B such that
 E[A·Aᵀ] = 1 = E[B·Bᵀ], independent, S_i = Aᵀ·G_i·B, [s, s], has E⟨S_i, S_j⟩ = ⟨G_i, G_j⟩, for i = j too. Here A and B
 are count sketches: entry k of a vector is added to entry k mod s, with a random sign. So a projection costs one
-addition an entry, and S_i costs s² products a token; a side of at most s entries stays as it is, without noise.
-Vectors (normalizing layers, biases) are taken as they are.
+addition an entry, and S_i costs s² products a token; a side of at most s entries stays as it is, without noise. Entries
+of the vocabulary, of which a pair has few, get ``VOCABULARY`` times the room: two layers alone have such a side, and in
+small models half of the gradient. Vectors (normalizing layers, biases) are taken as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SEED = 20_260
 """Signs depend on it, on the place of a parameter in the model and on its shape: they are alike in every step, on every
 rank and after a resumed run."""
 
+VOCABULARY = 8
+"""How many times s a sketch over the vocabulary has."""
+
 Sketches = dict[int, Tensor]
 """Per-pair sketches [pairs, entries] by the place of the parameter in the model."""
 
@@ -40,15 +44,15 @@ def random_signs(width: int, size: int, seed: int, dtype: torch.dtype, device: t
     return (2 * drawn - 1).to(device, dtype)
 
 
-def sketched(tokens: Tensor, signs: Tensor, size: int) -> Tensor:
+def sketched(tokens: Tensor, signs: Tensor, size: int, *, by_product: bool = False) -> Tensor:
     """``tokens`` [tokens, width], and entry k of each times its sign added to entry k mod ``size``: [tokens, size].
 
-    As they are where they are no wider than that.
+    As they are where they are no wider than that. ``by_product``: the same by one product of matrices.
     """
     width = tokens.shape[1]
     if width <= size:
         return tokens
-    if tokens.is_cuda:  # where each of the few additions below would be started for itself
+    if by_product:
         return tokens @ one_hot(torch.arange(width, device=tokens.device), signs, size)
     found = tokens[:, :size] * signs[:size]
     for start in range(size, width, size):
@@ -82,13 +86,15 @@ class Sketcher:
         self.add_head(found, recording)
         return found
 
-    def signs(self, width: int, place: int, side: int, like: Tensor) -> Tensor:
-        """Of a parameter's side, which is ``width`` wide."""
-        return random_signs(width, self.size, self.seed + 2 * place + side, like.dtype, like.device)
+    def signs(self, width: int, size: int, place: int, side: int, like: Tensor) -> Tensor:
+        """Of a parameter's side, which is ``width`` wide, for as many dimensions."""
+        return random_signs(width, size, self.seed + 2 * place + side, like.dtype, like.device)
 
     def projected(self, tokens: Tensor, place: int, side: int) -> Tensor:
         """``tokens`` [tokens, width] in s dimensions at most, by the signs of a parameter's side."""
-        return sketched(tokens, self.signs(tokens.shape[1], place, side, tokens), self.size)
+        signs = self.signs(tokens.shape[1], self.size, place, side, tokens)
+        # a GPU would be asked for each of many small additions
+        return sketched(tokens, signs, self.size, by_product=tokens.is_cuda)
 
     def add_call(self, found: Sketches, call: Call, recording: Recording) -> None:
         """Those of a layer."""
@@ -105,7 +111,8 @@ class Sketcher:
             self.add_vectors(found, norm_terms(call), call, recording)
         elif place is not None:
             ids, delta = embedded(call)
-            rows = one_hot(ids, self.signs(module.num_embeddings, place, 0, delta), self.size)
+            size = VOCABULARY * self.size
+            rows = one_hot(ids, self.signs(module.num_embeddings, size, place, 0, delta), size)
             add(found, place, self.per_pair(rows, self.projected(delta, place, 1), recording.spans))
 
     def inputs(self, call: Call, given: Tensor, place: int) -> Tensor:
@@ -144,7 +151,9 @@ class Sketcher:
             owners = head.token_pairs[part]
             spans = [[slice(*ends)] for ends in bounds(owners, pairs)]
             if place is not None:
-                outputs = self.projected(residuals, place, 0) * counted
+                size = VOCABULARY * self.size
+                signs = self.signs(residuals.shape[1], size, place, 0, residuals)
+                outputs = sketched(residuals, signs, size) * counted
                 inputs = self.projected(head.hidden[part], place, 1)
                 add(found, place, self.per_pair(outputs, inputs, spans))
             if bias is not None:

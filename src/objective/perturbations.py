@@ -71,7 +71,7 @@ class AnchorProbe:
     fidelity: Literal["paper", "released"] = "paper"
     beta: float = 1.0
     gamma_beta_ratio: float = 0.0
-    sketch_size: int = 64
+    sketch_size: int = 128
     needs = Needs(rejected=True)
     gives = Needs(anchor_gaps=True)
 
@@ -86,7 +86,7 @@ class AnchorProbe:
             raise UserError(f"probe={self.probe} is not known; choose one of: {', '.join(get_args(Probe))}")
         if self.sketch_size < 1:
             raise UserError(
-                f"sketch_size={self.sketch_size}: a projection needs dimensions; give 1 or more, such as 64"
+                f"sketch_size={self.sketch_size}: a projection needs dimensions; give 1 or more, such as 128"
             )
         if self.probe in ("sketch", "stream") and self.fidelity == "released":
             raise UserError(

@@ -17,7 +17,7 @@ from src.engine.local import LocalEngine
 from src.errors import UserError
 from src.model.adapter import add_adapter
 from src.model.packed import share_prefixes
-from src.model.sketch import Sketcher
+from src.model.sketch import Sketcher, one_hot, random_signs, sketched
 from src.model.tape import RECORDED, record, unrecordable, weighted_gradients
 from src.model.trainable import select_trainable
 from src.objective.objective import Objective
@@ -231,7 +231,15 @@ def test_sketches_have_the_right_products_in_the_mean() -> None:
     assert float((found - gram).abs().max() / gram.diagonal().max()) < 0.12
     large = Sketcher(model, trained(model), 512, 7).of(recording)
     rows = torch.cat([value.detach() for value in large.values()], 1)
-    assert apart(rows @ rows.t(), gram) < 0.1, "and little noise where there are many dimensions"
+    assert apart(rows @ rows.t(), gram) < 1e-6, "and no noise where no layer is wider"
+
+
+def test_sketches_by_addition_and_by_product_are_one() -> None:
+    torch.manual_seed(0)
+    tokens, signs = torch.randn(5, 23, dtype=torch.float64), random_signs(23, 8, 1, torch.float64, torch.device("cpu"))
+    assert torch.allclose(sketched(tokens, signs, 8), sketched(tokens, signs, 8, by_product=True), rtol=1e-14)
+    assert torch.equal(sketched(torch.eye(23).to(tokens), signs, 8), one_hot(torch.arange(23), signs, 8))
+    assert sketched(tokens, signs, 23) is tokens
 
 
 @pytest.mark.parametrize("scope", ["full", "lm_head", "backbone"])
