@@ -304,9 +304,8 @@ def planned_bytes(world: int, case: Case) -> float:
         reshard=config.engine.reshard_after_forward is not False,
     )
     passes = passes_of(work_of(config, build_objective(config), shape), setting)
-    backwards = setting.micro_steps * passes.trained
-    forwards = backwards + setting.micro_steps * passes.forward_only
-    return planned.sent(setting, shape, forwards, backwards, passes.trained)
+    forwards, updates = setting.micro_steps * passes.forwards, setting.micro_steps * passes.updates
+    return planned.sent(setting, shape, forwards, updates, passes.updates)
 
 
 def line(case: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ SHARDING = {"single": 0, "ddp": 0, "zero2": 1, "fsdp2": 2, "zero3": 2}
 MOST_GPUS = 128
 """No more than so many GPUs are proposed."""
 
+WHOLE = ("slopes", "sketch", "stream")
+"""Perturbations that look at whole parameters (src/combinations.py)."""
+
 PER_NODE = 8
 """GPUs of a server; more than that are proposed by the server."""
 
@@ -103,6 +106,10 @@ def works(before: Setting, after: Setting, work: MethodWork) -> bool:
         return False
     if after.world == 1 and after.engine not in ("single", before.engine) and not after.offload:
         return False
+    if after.checkpointing and work.perturbation == "sketch":
+        return False
+    if after.engine != "single" and work.perturbation == "stream":
+        return False
     if not after.split or before.split:
         return True
     # split weights are AdamW's on engines that keep them whole; what moves weights was not tried with them
@@ -130,9 +137,9 @@ def machines(setting: Setting) -> Iterator[tuple[int, int]]:
 
 
 def engines(setting: Setting, work: MethodWork) -> Iterator[tuple[str, bool]]:
-    """(engine, offload), the same one first. Forward mode needs whole parameters, which no sharding engine has."""
+    """(engine, offload), the same one first. GAPO's estimates need whole parameters, which no sharding engine has."""
     for engine, sharding in SHARDING.items():
-        if sharding < SHARDING[setting.engine] or (sharding and work.perturbation == "slopes"):
+        if sharding < SHARDING[setting.engine] or (sharding and work.perturbation in WHOLE):
             continue
         yield engine, setting.offload
         if sharding and not setting.offload and work.perturbation == "none":

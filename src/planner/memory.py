@@ -33,9 +33,9 @@ TEMPORARIES = 4
 class Memory:
     """Bytes on one GPU at the worst moment of a step, which is its ``phase``.
 
-    ``snapshot``: parameters as they were before a perturbation. ``buffers``: gathered layers, casts, buckets, temporary
-    gradients. ``host``: bytes in the memory of a node that offloads. The reference takes nothing: its log-probs are
-    read from the store.
+    ``snapshot``: parameters as they were before a perturbation, or the sums that a stream of gradients goes to.
+    ``buffers``: gathered layers, casts, buckets, temporary gradients. ``host``: bytes in the memory of a node that
+    offloads. The reference takes nothing: its log-probs are read from the store.
     """
 
     weights: int
@@ -70,6 +70,8 @@ def phases(shape: ModelShape, rows: Rows, work: MethodWork, setting: Setting) ->
     base = resting(states_of(setting, shape.share))
     if work.perturbation == "sharpness":
         base = replace(base, snapshot=snapshot(setting, work.moved))
+    if work.perturbation == "stream":
+        base = replace(base, snapshot=MASTER * (work.moved + shape.share.trained))
     forward, backward = forward_buffers(setting, shape), backward_buffers(setting, shape)
     inside = tokens * working_bytes(shape, precision, rows.longest)
     inside += tokens * body_bytes(shape, precision, rows.longest, checkpointing=setting.checkpointing)

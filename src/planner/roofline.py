@@ -21,6 +21,9 @@ LINK_SHARE = 0.70
 SLOPE_UNITS = 3.6
 """Units of a forward-mode pass: measured, results/benchmarks/anchor_probes.json (2.21 steps of 3 units, less 3)."""
 
+SKETCH_UNITS = 0.2
+"""Units of the sketches of a pass: measured, benchmarks/gapo_cost.py (1.05 to 1.07 steps of 3 units, less 3)."""
+
 UPDATE_BYTES = 28
 """Bytes that an AdamW update of one parameter reads and writes: weight, moments (both ways) and gradient, float32."""
 
@@ -49,23 +52,36 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the window: with a backward, without one, and along a direction, each of all pairs."""
+    """Passes through the window, each of all pairs: forwards, gradients of activations, gradients of weights, passes
+    along a direction, and sketches of what a pass gave."""
 
-    trained: int
-    forward_only: int
+    forwards: int
+    backwards: int = 1
+    updates: int = 1
     slopes: int = 0
+    sketches: int = 0
 
 
 def passes_of(work: MethodWork, setting: Setting) -> Passes:
     """What a method does with each pair in a step: SimPO one pass; GAPO also the margin's gradient and a forward at
-    the anchor; SAM a second pass; statistics over several forwards a look ahead."""
-    ahead = 0 if fits_in_forwards(work.statistics, setting) else 1
-    others = ahead + (1 if work.mismatched else 0)
+    the anchor; SAM a second pass; statistics over several forwards a look ahead. Where what layers were given is kept,
+    GAPO needs no second forward and backward for the update, and statistics no look ahead."""
+    held = keeps(work, setting)
+    more = (1 if work.mismatched else 0) + (0 if held or fits_in_forwards(work.statistics, setting) else 1)
     if work.perturbation == "anchor":
-        return Passes(2, others + 1)
+        return Passes(2 + more, 1, 2) if held else Passes(3 + more, 2, 2)
+    if work.perturbation == "sketch":
+        return Passes(1 + more, sketches=1) if held else Passes(2 + more, 2, 1, sketches=1)
     if work.perturbation == "slopes":
-        return Passes(2, others, slopes=1)
-    return Passes(1 if work.perturbation == "none" else 2, others)
+        return Passes(2 + more, 2, 2, slopes=1)
+    count = 1 if work.perturbation in ("none", "stream") else 2
+    return Passes(count + more, count, count)
+
+
+def keeps(work: MethodWork, setting: Setting) -> bool:
+    """Whether what layers were given is there until the pairs are weighed, as training/deferred.py asks."""
+    forwards = -(-work.together // (setting.micro_batch * setting.world))
+    return setting.engine in ("single", "ddp") and not setting.checkpointing and 0 < forwards <= work.kept
 
 
 def fits_in_forwards(statistics: int, setting: Setting) -> bool:
@@ -77,9 +93,9 @@ def fits_in_forwards(statistics: int, setting: Setting) -> bool:
 def units_of(shape: ModelShape, work: MethodWork, setting: Setting) -> tuple[float, float]:
     """Units of body and head in a step."""
     passes = passes_of(work, setting)
-    backward = 1 + shape.share.trained / shape.share.total
-    shared = passes.trained * (1 + backward) + passes.forward_only + SLOPE_UNITS * passes.slopes
-    return shared + (passes.trained if setting.checkpointing else 0), shared
+    shared = passes.forwards + passes.backwards + passes.updates * shape.share.trained / shape.share.total
+    shared += SLOPE_UNITS * passes.slopes + SKETCH_UNITS * passes.sketches
+    return shared + (passes.backwards if setting.checkpointing else 0), shared
 
 
 def forward_flops(shape: ModelShape, rows: Rows) -> tuple[float, float]:
@@ -102,8 +118,8 @@ def step_time(gpu: Gpu, shape: ModelShape, rows: Rows, work: MethodWork, setting
     """Time of a step on ``setting.world`` such GPUs."""
     peak = (gpu.fp32 if precision_of(setting) == "float32" else gpu.bf16) * 1e12
     passes = passes_of(work, setting)
-    forwards = setting.micro_steps * (passes.trained + passes.forward_only + passes.slopes)
-    data = sent(setting, shape, forwards, setting.micro_steps * passes.trained, passes.trained)
+    forwards = setting.micro_steps * (passes.forwards + passes.slopes)
+    data = sent(setting, shape, forwards, setting.micro_steps * passes.updates, passes.updates)
     # a ring is as fast as its slowest edge: between servers all their adapters carry it together
     link = gpu.nvlink if setting.nodes == 1 else min(gpu.nvlink, gpu.network)
     sharded = setting.world if setting.engine not in ("single", "ddp") else 1

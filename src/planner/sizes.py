@@ -11,6 +11,9 @@ Precision = Literal["float32", "autocast", "bfloat16"]
 """How a forward computes: in float32; in bfloat16 over float32 weights, by autocast; in bfloat16 throughout."""
 
 
+Perturbation = Literal["none", "anchor", "slopes", "sketch", "stream", "norms", "sharpness"]
+"""What a step does besides the update (see ``MethodWork``)."""
+
 FLOAT_MOMENTS, INT8_MOMENTS = 8.0, 2 + 2 * 4 / 256
 """Bytes of AdamW's two moments of a parameter: in float32, and in 8 bits with a float32 scale for each 256."""
 
@@ -88,18 +91,23 @@ class MethodWork:
     """What a method asks of a step besides one forward and one backward.
 
     ``perturbation``: none, anchor (GAPO: a backward, and a forward at moved weights), slopes (GAPO's first order: a
-    backward, and a forward-mode pass), norms (a backward per pair) or sharpness (SAM: a second backward at moved
-    weights). ``moved``: parameters that it moves. ``statistics``: pairs a group is taken over (0: none or one forward).
-    ``within_forward``: over the pairs of one forward, whose number then matters. ``mismatched``: a further forward.
-    ``adaptive``: the direction is a copy of its own.
+    backward, and a forward-mode pass), sketch and stream (the same by estimates), norms (a backward per pair) or
+    sharpness (SAM: a second backward at moved weights). ``moved``: parameters that it moves. ``statistics``: pairs a
+    group is taken over (0: none or one forward). ``within_forward``: over the pairs of one forward, whose number then
+    matters. ``mismatched``: a further forward. ``adaptive``: the direction is a copy of its own.
+
+    ``together``: pairs that are weighed at once, after a forward and backward; ``kept``: forwards of which what layers
+    were given may wait for that, which saves a second forward (``src/training/deferred.py``); 0: none.
     """
 
-    perturbation: Literal["none", "anchor", "slopes", "norms", "sharpness"] = "none"
+    perturbation: Perturbation = "none"
     moved: int = 0
     adaptive: bool = False
     statistics: int = 0
     within_forward: bool = False
     mismatched: bool = False
+    together: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True)

@@ -109,15 +109,28 @@ def terms_over(
     return PairTerms.concatenate(parts), state
 
 
+def pairs_together(config: TrainConfig, objective: Objective) -> int:
+    """How many pairs ``units_of`` weighs at once; 0 where pairs are weighed one by one, or not in this way."""
+    anchor, batch = objective.perturbation, config.training.global_batch_size
+    if isinstance(anchor, AnchorProbe) and anchor.probe in ("perturb", "sketch"):
+        return anchor.anchor_pairs if objective.separable and anchor.anchor_pairs != "window" else batch
+    groups = objective.needs.statistics not in (None, "forward")
+    return batch if isinstance(anchor, NoPerturbation) and groups else 0
+
+
+def keeps_at_most(config: TrainConfig, objective: Objective) -> int:
+    """Of how many forwards what layers were given may be kept, whatever the engine and checkpointing."""
+    known = config.model.architecture.get("model_type") in RECORDED
+    return config.training.kept_forwards if known and objective.rescales else 0
+
+
 def plan_note(config: TrainConfig, objective: Objective, ranks: int) -> str | None:
     """What a plan says of the second forward that pairs' weights may cost; ``None`` where there is none at issue."""
     anchor, training = objective.perturbation, config.training
     if not isinstance(anchor, AnchorProbe) or anchor.probe not in ("perturb", "sketch"):
         return None
     cheap, dear = ("5/3", "7/3") if anchor.probe == "perturb" else ("1.1", "5/3")
-    pairs = training.global_batch_size if anchor.anchor_pairs == "window" else anchor.anchor_pairs
-    if not objective.separable:
-        pairs = training.global_batch_size
+    pairs = pairs_together(config, objective)
     forwards = -(-pairs // (training.micro_batch_size * ranks))
     why = None
     if config.model.gradient_checkpointing:

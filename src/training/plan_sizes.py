@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,23 @@ from src.engine.create import refuse_missing_package, refuse_uneven_batch
 from src.errors import UserError
 from src.model.packed import KNOWN
 from src.objective.objective import Objective
-from src.objective.perturbations import AnchorProbe, GradientNorms, Sharpness
+from src.objective.perturbations import AnchorProbe, GradientNorms, Probe, Sharpness
 from src.planner.gpus import GPUS, Gpu
-from src.planner.sizes import FLOAT_MOMENTS, INT8_MOMENTS, MethodWork, ModelShape, Rows, Setting
+from src.planner.sizes import FLOAT_MOMENTS, INT8_MOMENTS, MethodWork, ModelShape, Perturbation, Rows, Setting
 from src.schema import TrainConfig
+from src.training.deferred import keeps_at_most, pairs_together
 
 MOMENT_BYTES = {"float32": FLOAT_MOMENTS, "int8": INT8_MOMENTS}
 """By ``training.moments``."""
+
+
+PROBES: dict[Probe, Perturbation] = {
+    "perturb": "anchor",
+    "sketch": "sketch",
+    "stream": "stream",
+    "first_order": "slopes",
+}
+"""GAPO's probes in the planner's words."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ def work_of(config: TrainConfig, objective: Objective, shape: ModelShape) -> Met
     needs, perturbation = objective.needs, objective.perturbation
     scope = needs.statistics
     size = config.training.global_batch_size if scope == "window" else scope if isinstance(scope, int) else 0
+    together = pairs_together(config, objective)
     return MethodWork(
         perturbation=kind_of(perturbation),
         moved=moved(getattr(perturbation, "scope", "full"), shape),
@@ -91,13 +102,15 @@ def work_of(config: TrainConfig, objective: Objective, shape: ModelShape) -> Met
         statistics=size,
         within_forward=scope == "forward",
         mismatched=needs.mismatched,
+        together=together,
+        kept=keeps_at_most(config, objective) if together else 0,
     )
 
 
-def kind_of(perturbation: Any) -> Literal["none", "anchor", "slopes", "norms", "sharpness"]:
+def kind_of(perturbation: Any) -> Perturbation:
     """A perturbation in the planner's words."""
     if isinstance(perturbation, AnchorProbe):
-        return "slopes" if perturbation.probe == "first_order" else "anchor"
+        return PROBES[perturbation.probe]
     if isinstance(perturbation, GradientNorms):
         return "norms"
     return "sharpness" if isinstance(perturbation, Sharpness) else "none"

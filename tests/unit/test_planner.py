@@ -19,7 +19,7 @@ from src.planner.launch import launch_command
 from src.planner.memory import memory_of, phases
 from src.planner.roofline import forward_flops, step_time, units_of
 from src.planner.shape import shape_of
-from src.planner.sizes import INT8_MOMENTS, MethodWork, ModelShape, Rows, Setting
+from src.planner.sizes import INT8_MOMENTS, MethodWork, ModelShape, Perturbation, Rows, Setting
 from src.planner.words import duration, verdict
 from src.schema import PreflightConfig
 from src.training.assemble import build_objective
@@ -146,6 +146,27 @@ def test_units_of_methods(work: MethodWork, units: float) -> None:
     assert units_of(SHAPE, work, replace(ONE, checkpointing=True))[0] == pytest.approx(units + trained)
 
 
+@pytest.mark.parametrize(
+    ("perturbation", "held", "again"),
+    [("anchor", 5.0, 7.0), ("sketch", 3.2, 5.2), ("stream", 3.0, 3.0), ("none", 3.0, 4.0)],
+)
+def test_what_is_kept_saves_a_second_forward(perturbation: Perturbation, held: float, again: float) -> None:
+    """5/3 of a step in place of 7/3, as GAPO's plan says in words."""
+    work = MethodWork(perturbation, statistics=64 if perturbation == "none" else 0, together=64, kept=8)
+    assert units_of(SHAPE, work, ONE) == pytest.approx((held, held))
+    for setting, other in (
+        (ONE, replace(work, kept=7)),
+        (replace(ONE, engine="fsdp2"), work),
+        (replace(ONE, checkpointing=True), work),
+    ):
+        more = 0 if not setting.checkpointing else 1 if again < 5 else 2
+        assert units_of(SHAPE, other, setting)[0] == pytest.approx(again + more)
+    assert units_of(SHAPE, replace(work, kept=2), on("ddp"))[0] == pytest.approx(held), "16 pairs a rank, 8 a forward"
+    # of a frozen body the gradients of weights cost nothing
+    frozen = replace(SHAPE, share=Share(0, BILLION))
+    assert units_of(frozen, work, ONE)[0] == pytest.approx(held - (2 if perturbation == "anchor" else 1))
+
+
 def test_statistics_of_a_window_that_is_one_forward_cost_nothing() -> None:
     assert units_of(SHAPE, MethodWork(statistics=64), on("ddp", gpus=8))[0] == 3
 
@@ -158,15 +179,19 @@ def test_frozen_weights_need_no_gradient_of_their_own() -> None:
     ("method", "expected"),
     [
         ("dpo", MethodWork(moved=1)),
-        ("amapo", MethodWork(moved=1, statistics=32)),
+        ("amapo", MethodWork(moved=1, statistics=32, together=32, kept=1)),
         ("simpo_sam", MethodWork("sharpness", moved=1)),
+        ("gapo", MethodWork("anchor", moved=1, together=32, kept=1)),
+        ("gapo method.probe=sketch method.anchor_pairs=8", MethodWork("sketch", moved=1, together=8, kept=1)),
+        ("gapo method.probe=stream", MethodWork("stream", moved=1)),
+        ("gapo model.architecture.model_type=opt", MethodWork("anchor", moved=1, together=32)),
         ("gradnorm_reweight", MethodWork("norms", moved=1, statistics=32)),
     ],
 )
 def test_work_of_methods(method: str, expected: MethodWork) -> None:
     """The reference of DPO costs nothing: its log-probs are stored."""
-    config = compose_train([f"method={method}", "model=tiny"])
-    shape = shape_of(config, None)
+    config = compose_train([f"method={method.split()[0]}", "model=tiny", *method.split()[1:]])
+    shape = SHAPE if "opt" in method else shape_of(config, None)
     assert work_of(config, build_objective(config), shape) == replace(expected, moved=shape.share.trained)
 
 
@@ -292,6 +317,8 @@ def test_nothing_is_proposed_that_training_would_refuse() -> None:
         assert not any(other.engine == "single" and other.world > 1 for other in found)
         assert all(other.world >= setting.world for other in found)
     assert {other.engine for other in alternatives(ONE, MethodWork("slopes"))} == {"single", "ddp"}
+    assert {other.engine for other in alternatives(ONE, MethodWork("stream"))} == {"single"}
+    assert not any(other.checkpointing for other in alternatives(ONE, MethodWork("sketch")))
     assert {other.micro_batch for other in alternatives(ONE, MethodWork(within_forward=True))} == {8}
     tiny = replace(GPUS["a100_40"], memory=1.6)
     assert "no change that is known here" in verdict(fit_of(tiny, SHAPE, ROWS, perturbed, ONE))
