@@ -38,7 +38,8 @@ from src.objective.perturbations import AnchorProbe
 from src.schema import TrainConfig
 from src.training.assemble import build_objective, sampler_of
 from src.training.inputs import known_inputs
-from src.training.probe import Probed, finite_gaps, observed_margins, with_probed
+from src.training.probe import finite_gaps, observed_margins
+from src.training.probed import Probed, with_probed
 from src.training.run import run_data, train
 from src.training.stream import Products
 from src.training.window import totals_of
@@ -192,7 +193,7 @@ class Watched:
     def weights(self, batch: PairBatch, observed: Observed, gaps: Tensor) -> Tensor:
         """By how much the gradient of each pair's margin counts when its gap is this, [n], from 0 to 1."""
         known = known_inputs(self.engine, self.objective, batch)
-        inputs = with_probed(known.with_policy(observed.log_probs), Probed(gaps, None, {}), slice(None))
+        inputs = with_probed(known.with_policy(observed.log_probs), Probed(gaps, None, {}))
         terms, _ = self.objective.terms(inputs, {})
         return -len(batch) * self.objective.pulls(inputs, terms, totals_of([batch]))
 

@@ -119,8 +119,8 @@ def pairs_together(config: TrainConfig, objective: Objective) -> int:
 
 
 def keeps_at_most(config: TrainConfig, objective: Objective) -> int:
-    """Of how many forwards what layers were given may be kept, whatever the engine and checkpointing."""
-    known = config.model.architecture.get("model_type") in RECORDED
+    """Of how many forwards what layers were given may be kept, as far as method and model let it be seen."""
+    known = config.model.architecture.get("model_type") in RECORDED and not config.engine.compile_blocks
     return config.training.kept_forwards if known and objective.rescales else 0
 
 
