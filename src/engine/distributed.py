@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from src.data.collate import PairBatch
+from src.data.collate import PairBatch, collate
+from src.data.pairset import TokenizedPair
 from src.engine.deferred import Observed
 from src.engine.gather import gathered_rows
 from src.engine.join import join, watchdog
@@ -54,9 +55,25 @@ class DdpEngine(LocalEngine):
 
     def wrapped(self, kernel: Kernel) -> torch.nn.Module:
         bucket_mb = self.engine.bucket_mb
-        return DistributedDataParallel(
+        found = DistributedDataParallel(
             kernel, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
+        self.settle(found)
+        return found
+
+    def settle(self, kernel: DistributedDataParallel) -> None:
+        """A backward of nothing, after which DDP lays gradients out anew, in the order in which they came.
+
+        Sums over three ranks or more are rounded in another order from then on. Were the first step's that backward, a
+        run that goes on from a checkpoint would differ from one that was not interrupted.
+        """
+        before = random_state(self.device)
+        batch = collate([TokenizedPair(0, "", [0], [0], [], None, None, flipped=False)]).to(self.device)
+        with self.autocast():
+            values = kernel(batch, False)
+        torch.autograd.backward(0.0 * values[0].sum())
+        kernel.zero_grad(set_to_none=True)
+        restore_random_state(before, self.device)
 
     def at(self, step: int, doing: str) -> None:
         self.watch.at(step, doing)

@@ -149,7 +149,8 @@ def weights_of(run: Path) -> str:
 
 
 def engine_story(engine: str, size: int, rank: int, step: int, base: Path, cache: Path) -> dict[str, object]:
-    """A whole run, one with a killed rank and its second start, and starts on another number of ranks."""
+    """A whole run of two ranks or three, one with a killed rank and its second start, and one that goes on with three
+    ranks or two."""
     folder = base / engine
     folder.mkdir(parents=True)
 
@@ -164,7 +165,7 @@ def engine_story(engine: str, size: int, rank: int, step: int, base: Path, cache
     other, again = run("other")
     shutil.copytree(broken, other, symlinks=True)
     second = wait(start(size, overrides, folder), folder)
-    further = wait(start(size + 1, again, folder), folder)
+    further = wait(start(5 - size, again, folder), folder)
     return {
         "whole": first.codes,
         "lost": {"codes": lost.codes, "seconds": lost.seconds, "said": lost.said},
@@ -181,8 +182,8 @@ def main() -> None:
     import_everything()
     base = Path(sys.argv[1])
     stories = {
-        engine: engine_story(engine, 2, rank, step, base, base / "cache")
-        for engine, rank, step in json.loads(sys.argv[2])
+        engine: engine_story(engine, size, rank, step, base, base / "cache")
+        for engine, size, rank, step in json.loads(sys.argv[2])
     }
     print(json.dumps(stories))
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.support import ROOT
 
-DEATHS = [("ddp", 1, 3), ("fsdp2", 0, 5), ("zero3", 1, 5)]
-"""Engine, the rank that dies, after which of eight steps; checkpoints are written every two."""
+DEATHS = [("ddp", 3, 1, 3), ("fsdp2", 2, 0, 5), ("zero3", 2, 1, 5)]
+"""Engine, ranks, the one that dies, after which of eight steps; checkpoints are written every two. With three ranks
+sums depend on their order."""
 
 ENGINES = [engine for engine, *_ in DEATHS]
 
@@ -38,7 +39,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_others_end_soon_and_say_who_is_gone(engine: str, stories: dict[str, Any]) -> None:
-    lost, rank = stories[engine]["lost"], {name: dead for name, dead, _ in DEATHS}[engine]
+    lost, rank = stories[engine]["lost"], {name: dead for name, _, dead, _ in DEATHS}[engine]
     assert lost["codes"][rank] == -9
     assert lost["codes"][1 - rank] == 1
     assert lost["seconds"] < 60
@@ -50,7 +51,7 @@ def test_the_others_end_soon_and_say_who_is_gone(engine: str, stories: dict[str,
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_second_start_equals_an_uninterrupted_run_bit_for_bit(engine: str, stories: dict[str, Any]) -> None:
     story = stories[engine]
-    assert story["whole"] == story["second"] == [0, 0]
+    assert story["whole"] == story["second"] == [0] * len(story["lost"]["codes"])
     assert story["same_metrics"], "metrics.jsonl differs"
     assert story["same_weights"]
 
@@ -58,7 +59,8 @@ def test_the_second_start_equals_an_uninterrupted_run_bit_for_bit(engine: str, s
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_another_number_of_ranks_goes_on(engine: str, stories: dict[str, Any]) -> None:
     story = stories[engine]
-    assert story["other"]["codes"] == [0, 0, 0], story["other"]["said"]
+    assert set(story["other"]["codes"]) == {0}, story["other"]["said"]
+    assert len(story["other"]["codes"]) != len(story["whole"])
     for mine, whole in zip(story["other_metrics"], story["metrics"], strict=True):
         for name, value in whole.items():
             if isinstance(value, float):
