@@ -113,7 +113,7 @@ train_task() {
   open_task "$1" "$2"
   ask_to_stop() { # again and again: a flag that is there before the training starts is taken for stale, and removed
     [ -n "$run" ] || kill -TERM "$child"
-    while touch "$MARGINALIA_STOP_FILE"; do sleep 2; done
+    while kill -0 "$child" 2>/dev/null && touch "$MARGINALIA_STOP_FILE"; do sleep 2; done
   }
   # torchrun's agent would end the ranks by force soon after a signal: it is to ignore what they heed
   local ignored=''

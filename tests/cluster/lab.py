@@ -1,4 +1,4 @@
-"""A SLURM of our own for the tests of a module (slurm/lab), with everything submitted at once and awaited together."""
+"""A SLURM of our own for the tests of a module (slurm/lab): how to start it, to submit to it and to wait for it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from src.cluster.states import JobState, of_job, states
+from src.cluster.batch import client
+from src.cluster.states import JobState, of_job, queued, states
 from src.config import ROOT
 from src.submit import main
-from tests.cluster.warm import client
+from tests.cluster import warm
 from tests.entry import Outcome, call
 
 LAB = ROOT / "slurm" / "lab"
-PATIENCE = 900
+PATIENCE = 300
 """Seconds until what should have happened is given up; the machines of the tests are busy."""
 
 
@@ -51,8 +52,10 @@ def warm_python(folder: Path) -> Iterator[Path]:
     command = [sys.executable, str(Path(__file__).with_name("warm.py")), "serve", str(folder / "socket")]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as server:
         try:
-            wait_until(lambda: (folder / "socket").exists() or server.poll() is not None)
-            yield client(folder)
+            while not (folder / "socket").exists():
+                assert server.poll() is None, "tests/cluster/warm.py ended as it imported; stderr says why"
+                time.sleep(0.2)
+            yield warm.client(folder)
         finally:
             server.kill()
 
@@ -62,21 +65,29 @@ def submit(own: list[str], given: list[str]) -> Outcome:
     return call("src.submit", *own, task=partial(main, given=given))
 
 
-def wait_until(met: Callable[[], bool]) -> None:
-    """Look several times a second; fails when it takes too long."""
+def wait_until(what: str, met: Callable[[], bool]) -> None:
+    """Look twice a second. Fails when it takes too long, and at once when no job is left that could bring it about."""
     end = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.2)
+    while True:
+        still = time.monotonic() < end and any(job.active for job in queued(60))
+        if met():
+            return
+        assert still, f"{what} never came; the jobs now:\n{shown()}"
+        time.sleep(0.5)
 
 
-def ended(jobs: list[str]) -> dict[str, JobState]:
+def shown() -> str:
+    """All jobs that SLURM knows."""
+    form = "--format=%.10i %.28j %.10T %.10M %.20S %.8u %R"
+    return client(["squeue", "--states=all", "--array", form], 60).stdout
+
+
+def ended(jobs: Sequence[str]) -> dict[str, JobState]:
     """The states of jobs once all have ended."""
-    found: dict[str, JobState] = {}
 
     def all_ended() -> bool:
-        found.update(states(jobs))
+        found = states(jobs)
         return all(of_job(found, job) and not any(one.active for one in of_job(found, job)) for job in jobs)
 
-    wait_until(all_ended)
-    return found
+    wait_until(f"the end of jobs {', '.join(jobs)}", all_ended)
+    return states(jobs)

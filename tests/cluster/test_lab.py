@@ -2,175 +2,92 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import subprocess
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from omegaconf import OmegaConf
 
-from src.build import build
 from src.cluster.batch import Batch, client
 from src.cluster.batch import test_only as tried
-from src.cluster.chain import Submission, known_jobs, planned, submitted
-from src.cluster.manifest import trainings
 from src.cluster.options import Options
-from src.cluster.states import JobState, of_job, states
-from src.config import composed
 from src.errors import UserError
 from src.training.rundir import read_status
-from tests.cluster.lab import ended, running, submit, wait_until, warm_python
+from tests.cluster.events import JUDGED, Done, everything, places
+from tests.cluster.lab import running, submit, warm_python
 from tests.entry import call
-from tests.support import SMALL_RUN, metrics
+from tests.support import metrics
 
-STEPS = 40
-RUN = (
-    *SMALL_RUN, "training.global_batch_size=4", "training.micro_batch_size=1", f"training.max_steps={STEPS}",
-    "evaluation.every_steps=20", "checkpoint.every_steps=0", "logging=none",
-)  # fmt: skip
-SWEEP = ("method=simpo", "method.beta=1,2,3", "seed=range(0,4)")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What was submitted, and how it ended."""
-
-    root: Path
-    states: dict[str, JobState]
-    jobs: dict[str, dict[str, str]]
-    twice: str
-    shown: str
-
-    def of(self, submission: str, link: str) -> list[JobState]:
-        """The states of a link's job."""
-        return of_job(self.states, self.jobs[submission][link])
+MINUTE = 60
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def python() -> Iterator[Path]:
     """An 8-node × 8-GPU cluster, and the interpreter of its jobs."""
     with ExitStack() as until_the_end:
-        lab = tmp_path_factory.mktemp("lab")
-        until_the_end.enter_context(running(lab / "slurm", nodes=8, gpus=8))
-        yield until_the_end.enter_context(warm_python(lab))
+        # the lab's name is its own on this machine, and paths of sockets are short
+        folder = Path(until_the_end.enter_context(TemporaryDirectory(prefix="lab-", dir="/tmp")))
+        until_the_end.enter_context(running(folder / folder.name, nodes=8, gpus=8))
+        yield until_the_end.enter_context(warm_python(folder))
 
 
 @pytest.fixture(scope="module")
 def done(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Four submissions at once; the sweep is preempted while it runs, and one of its tasks told that time is up."""
-    root = tmp_path_factory.mktemp("runs")
+    """All that these tests look at, submitted at once and awaited together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHON_EXEC", str(python))  # what torchrun starts ranks by
-        own = [f"cluster.python={python}", "cluster.time='1:00:00'"]
-        sweep = [*RUN, *SWEEP, *places(root, "sweep")]
-        asked = [*own, "cluster.partition=low", "cluster.throttle=3"]
-        first = submit(asked, sweep)
-        assert first.code == 0, first.err
-        array = job_of(root, "sweep", "train")
-        interrupt(root, array)
-        twice = submit(asked, sweep).err
-        shown = submit([*asked, "action=status"], sweep).out
-        several = [*RUN, "method=simpo", "method.beta=2", "engine=ddp", *places(root, "several")]
-        assert submit([*own, "cluster.nodes=2", "cluster.ranks_per_node=2"], several).code == 0
-        evaluations = [f"records_root={root}/records", f"evaluations_root={root}/kept", f"report={root}/report"]
-        chain = [*RUN, "method=dpo", *places(root, "chain")]
-        assert submit([*own, *evaluations, "chain=true", "evaluations=[ranking]"], chain).code == 0
-        submitted(broken(root, [*own, *evaluations, "chain=true"]))
-    jobs = {name: jobs_of(root, name) for name in ("sweep", "several", "chain", "broken")}
-    found = ended([job for links in jobs.values() for job in links.values()])
-    return Done(root, found, jobs, twice, shown)
-
-
-def places(root: Path, name: str) -> list[str]:
-    return [f"output_root={root / name}", f"cache_root={root / 'cache'}"]
-
-
-def jobs_of(root: Path, name: str) -> dict[str, str]:
-    (folder,) = (root / name / ".submitted").iterdir()
-    return known_jobs(folder)
-
-
-def job_of(root: Path, name: str, link: str) -> str:
-    return jobs_of(root, name)[link]
-
-
-def interrupt(root: Path, array: str) -> None:
-    """Once the first tasks train: a job that takes all nodes; then USR1 to one that goes on, as before a time limit."""
-    wait_until(lambda: any(read_status(run).get("state") == "running" for run in (root / "sweep").glob("simpo*")))
-    everything = ["sbatch", "--partition=gpu", "--nodes=8", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
-    assert client(everything, 60).returncode == 0
-    wait_until(lambda: said(root, "queued again") >= 1)
-    wait_until(lambda: bool(at_work(root, array)))
-    # it tries for a minute with tasks of an array, whether or not they have it
-    with subprocess.Popen(["scancel", "--batch", "--signal=USR1", at_work(root, array)[0]]) as signaller:
-        wait_until(lambda: said(root, "asked to stop") > 0)
-        signaller.kill()
-
-
-def at_work(root: Path, array: str) -> list[str]:
-    """Tasks that run, and have not been told to stop."""
-    found = [one.id for one in states([array]).values() if one.state == "RUNNING"]
-    logs = {
-        one: "".join(path.read_text() for path in (root / "sweep").glob(f"*/slurm/train-{one}.out")) for one in found
-    }
-    return [one for one, text in logs.items() if "run directory" in text.rpartition("slurm: ")[2]]
-
-
-def said(root: Path, words: str) -> int:
-    """How often the sweep's jobs said it."""
-    return sum(path.read_text().count(words) for path in (root / "sweep").glob("*/slurm/*.out"))
-
-
-def broken(root: Path, own: list[str]) -> Submission:
-    """A chain whose training is refused: it was submitted for another directory than its values mean."""
-    config = composed("submit", own)
-    given = [*RUN, "method=simpo", *places(root, "broken")]
-    options: Options = build(config.cluster, "cluster")
-    whole = planned(trainings(given), config, options)  # type: ignore[arg-type]
-    links = [
-        replace(link, tasks=tuple(replace(task, run=f"{task.run}-other") for task in link.tasks))
-        if link.name == "train"
-        else link
-        for link in whole.links
-    ]
-    return replace(whole, links=tuple(links))
-
-
-def local(root: Path, *given: str) -> Path:
-    """The same training by ``src.train`` in this process."""
-    outcome = call("src.train", *RUN, *given, f"output_root={root / 'local'}", f"cache_root={root / 'cache'}")
-    assert outcome.code == 0, outcome.err
-    (run,) = (path for path in (root / "local").iterdir() if read_status(path).get("state") == "finished")
-    return run
+        return everything(python, tmp_path_factory.mktemp("runs"))
 
 
 def same_run(one: Path, other: Path) -> None:
-    """Bit for bit: metrics, and the last weights."""
+    """Bit for bit: metrics, and the last and the best weights."""
     assert one.name == other.name
-    for file in (
-        "metrics.jsonl",
-        "checkpoints/last/model/model.safetensors",
-        "checkpoints/best/model/model.safetensors",
-    ):
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    weights = [f"checkpoints/{which}/model/model.safetensors" for which in ("last", "best")]
+    for file in ("metrics.jsonl", *weights):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), (one.name, file)
 
 
-def test_a_sweep_ends_complete_and_as_a_local_run(done: Done, tmp_path: Path) -> None:
-    found = done.of("sweep", "train")
-    assert [one.state for one in found] == ["COMPLETED"] * 12
-    runs = sorted((done.root / "sweep").glob("simpo*"))
-    assert [read_status(run)["state"] for run in runs] == ["finished"] * 12
-    logs = {run: "".join(path.read_text() for path in (run / "slurm").glob("*.out")) for run in runs}
-    stopped = [run for run, text in logs.items() if "queued again" in text]
-    assert stopped
-    assert all("start 2" in logs[run] for run in stopped)
-    assert any("asked to stop" in text for text in logs.values())
-    assert [text for text in logs.values() if "Traceback" in text] == []
-    beta, seed = swept(stopped[0])
-    same_run(local(tmp_path, "method=simpo", f"method.beta={beta:g}", f"seed={seed}"), stopped[0])
+def test_a_sweep_ends_complete_and_as_local_runs(done: Done) -> None:
+    assert [one.state for one in done.of("sweep", "train")] == ["COMPLETED"] * 12, done.said("sweep")
+    assert "ArrayTaskThrottle=4" in done.throttle
+    runs = sorted(path.parent for path in (done.root / "sweep").glob("*/slurm"))
+    assert len(runs) == 12
+    for mine, alone in zip(runs, done.alone, strict=True):
+        assert read_status(mine)["state"] == "finished"
+        same_run(mine, alone)
+    assert "Traceback" not in done.said("sweep"), done.said("sweep")
+
+
+def test_a_task_goes_on_after_preemption_and_after_its_time_limit(done: Done) -> None:
+    log = done.said("sweep", f"{done.jobs['sweep']['train']}_0")
+    preempted, timed_out, *_, last = re.split(r"(?=slurm: .* start \d)", log)[1:]
+    assert "SIGTERM: checkpoint written after step 2;" in preempted, log
+    assert "STOP file: checkpoint written after step 4;" in timed_out, log
+    assert "asked to stop" in timed_out, log
+    assert "queued again" in preempted, log
+    assert "queued again" in timed_out, log
+    assert " step 4/12 " not in last, "it goes on from its checkpoint"
+    assert "finished: " in last, log
+    first, asked = (datetime.fromisoformat(time) for time in re.findall(r"slurm: (\d\S+ \S+)", timed_out)[:2])
+    assert 30 <= (asked - first).total_seconds() <= MINUTE + 5, log
+
+
+def test_a_killed_rank_ends_the_job_and_the_next_start_gives_the_uninterrupted_run(done: Done) -> None:
+    ((state,), log) = done.of("killed", "train"), done.said("killed")
+    assert 0 <= round(done.took) < MINUTE, log
+    assert state.state == "COMPLETED", log
+    killed, again = re.split(r"(?=slurm: .* start \d)", log)[1:]
+    assert "ended with exit code" in killed, log
+    assert "finished: " in again, log
+    assert " step 2/12 " not in again, "it goes on from its checkpoint"
+    same_run(done.run("killed"), done.run("several"))
 
 
 def swept(run: Path) -> tuple[float, int]:
@@ -187,30 +104,42 @@ def losses(run: Path) -> list[float]:
 def test_what_is_under_way_is_not_submitted_again(done: Done) -> None:
     array = done.jobs["sweep"]["train"]
     assert f"this is submitted already, as job {array}; see how far it is with --status" in done.twice
-    assert done.shown.startswith(f"train: job {array}: ")
-    assert "running at step " in done.shown or "stopped at step " in done.shown
+    assert done.shown.startswith(f"train: job {array}: "), done.shown
+    assert "running at step " in done.shown or "stopped at step " in done.shown, done.shown
 
 
 def test_two_nodes_of_two_ranks(done: Done) -> None:
-    (state,) = done.of("several", "train")
-    (run,) = (done.root / "several").glob("simpo*")
-    log = "".join(path.read_text() for path in (run / "slurm").glob("*.out"))
+    ((state,), log) = done.of("several", "train"), done.said("several")
+    run = done.run("several")
     assert (state.state, read_status(run).get("state")) == ("COMPLETED", "finished"), log
-    (other,) = (path for path in (done.root / "sweep").glob("simpo*s0*") if swept(path) == (2.0, 0))
+    (other,) = (path for path in done.alone if swept(path) == (2.0, 0))
     for mine, alone in zip(losses(run), losses(other), strict=True):
         assert mine == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_chain_ends_in_a_report(done: Done) -> None:
-    assert set(done.jobs["chain"]) == {"prepare", "reference", "train", "evaluate_ranking", "report"}
-    assert {name: done.of("chain", name)[0].state for name in done.jobs["chain"]} == dict.fromkeys(
-        done.jobs["chain"], "COMPLETED"
-    )
-    (run,) = (done.root / "chain").glob("dpo*")
-    log = "".join(path.read_text() for path in (run / "slurm").glob("*.out"))
-    assert "reference log-probs: computing" not in log, "the link before it computed them"
-    (record,) = (done.root / "records").glob("*.json")
-    assert json.loads(record.read_text())["run"]["directory"] == str(run)
+def test_a_chain_ends_in_a_judged_table(done: Done, tmp_path: Path) -> None:
+    links = ["prepare", "reference", "train", "evaluate_ranking", "evaluate_alpaca_eval", "judge_alpaca_eval", "report"]
+    assert list(done.jobs["chain"]) == links
+    found = {name: done.of("chain", name)[0].state for name in links}
+    assert found == dict.fromkeys(links, "COMPLETED"), done.said("chain")
+    assert "reference log-probs: computing" not in done.said("chain"), "the link before it computed them"
+    run = done.run("chain")
+    kept = [f"checkpoint={run}", f"records_root={tmp_path}/records", f"output_root={tmp_path}/kept"]
+    for program, given in (("ranking", ()), ("alpaca_eval", JUDGED)):
+        outcome = call(f"src.evaluation.{program}", *kept, *given)
+        assert outcome.code == 0, outcome.err
+    mine, alone = ({path.name: path for path in (root / "records").glob("*.json")} for root in (done.root, tmp_path))
+    assert len(mine) == 2
+    assert mine.keys() == alone.keys()
+    for name, path in mine.items():
+        one, other = json.loads(path.read_text()), json.loads(alone[name].read_text())
+        assert one["run"]["directory"] == str(run)
+        assert one["metrics"] == other["metrics"]
+    rate = next(json.loads(path.read_text()) for name, path in mine.items() if "alpaca" in name)["metrics"]["win_rate"]
+    with (done.root / "report" / "tables" / "results.csv").open() as table:
+        (row,) = (row for row in csv.DictReader(table) if (row["metric"], row["method"]) == ("win_rate", "dpo"))
+    assert row["benchmark"] == "alpaca_eval"
+    assert float(row["value"]) == rate["value"]
     assert run.name in (done.root / "report" / "report.html").read_text()
 
 

@@ -29,7 +29,8 @@ echo "rank of node: ${PET_NODE_RANK:-none}, flag: $([ -e "$MARGINALIA_STOP_FILE"
   >>"$FOLDER/calls"
 write() { printf '{\\n "state": "%s",\\n "step": %s\\n}\\n' "$1" "$2" >"$FOLDER/run/status.json"; }
 case ${STORY:-} in
-waits) until [ -e "$MARGINALIA_STOP_FILE" ]; do sleep 0.05; done; write stopped 3; exit ${CODE:-75} ;;
+waits) until [ -e "$MARGINALIA_STOP_FILE" ]; do sleep 0.05; kill -0 "$TESTS" || exit 1; done
+  write stopped 3; exit ${CODE:-75} ;;
 fails) write failed 3; exit 2 ;;
 esac
 write finished 5
@@ -80,6 +81,7 @@ def start(folder: Path, script: str = "train.sbatch", **environment: str) -> Job
         "MARGINALIA_ROOT": str(ROOT), "MARGINALIA_SUBMISSION": str(folder / "s"), "MARGINALIA_RANKS": "1",
         "MARGINALIA_PYTHON": str(folder / "bin" / "python"), "MARGINALIA_RESTARTS": "1", "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": "marginalia-train", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1",
+        "TESTS": str(os.getpid()),  # without whom nobody would end a program that waits
     }  # fmt: skip
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MARGINALIA_"))}
     command = ["bash", str(ROOT / "slurm" / script), str(manifest), "0"]

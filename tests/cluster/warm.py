@@ -2,6 +2,9 @@
 
 ``python warm.py serve SOCKET`` imports and then forks for whoever asks; the program that ``client`` writes stands in
 for the interpreter: it hands its arguments, environment and output over, passes signals on, and ends as the fork ends.
+
+WARM_HOLD in the environment of a job, {"task 0, start 1": n} or {"rank 1, start 1": n}, holds that training of an
+array, or that rank, when it looks for the n-th time whether to stop: it says HELD, and goes on when it is to stop.
 """
 
 from __future__ import annotations
@@ -14,13 +17,18 @@ import select
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 IMPORTED = (
     "torch.distributed.run", "deepspeed", "src.evaluation.ranking", "src.evaluation.ranks.measure",
     "src.generation.policy", "src.reporting.html", "src.resolved", "src.training.checks", "src.training.preparing",
 )  # fmt: skip
+
+HELD = "held until it is to stop"
 
 CLIENT = """#!{python} -S
 import contextlib, json, os, signal, socket, sys
@@ -93,7 +101,7 @@ def watch(link: socket.socket) -> None:
         link.close()
         work(outputs, arguments, environment, place)
     ended = os.pidfd_open(child)
-    while ended not in select.select([ended, link], [], [])[0]:
+    while ended not in select.select([ended, link.fileno()], [], [])[0]:
         asked = link.recv(1)
         os.kill(child, asked[0] if asked else signal.SIGKILL)
         if not asked:
@@ -111,6 +119,7 @@ def work(outputs: list[int], arguments: list[str], environment: dict[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(place)
+    hold(environment)
     arguments = [argument for argument in arguments if argument != "-u"]
     assert arguments[0] == "-m"
     sys.argv = arguments[1:]
@@ -125,6 +134,28 @@ def work(outputs: list[int], arguments: list[str], environment: dict[str, str], 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1 if code else 0)
+
+
+def hold(environment: dict[str, str]) -> None:
+    """Do as the module says of WARM_HOLD."""
+    rank, task = environment.get("RANK"), environment.get("SLURM_ARRAY_TASK_ID")
+    start = int(environment.get("SLURM_RESTART_COUNT", "0")) + 1
+    wanted = json.loads(environment.get("WARM_HOLD", "{}"))
+    last = wanted.get(f"task {task}, start {start}" if rank is None else f"rank {rank}, start {start}")
+    if last is None:
+        return
+    from src.training.loop import StopFlag
+
+    agreed, looks = StopFlag.agreed, count(1)
+
+    def held(self: StopFlag, ranks: Any) -> bool:
+        if next(looks) == last:
+            print(HELD, flush=True)
+            while self.signal is None and not any(path.exists() for path in self.files):
+                time.sleep(0.1)
+        return agreed(self, ranks)
+
+    StopFlag.agreed = held  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
