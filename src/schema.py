@@ -116,6 +116,7 @@ class EngineConfig:
 
     name: str = one_of("single", "ddp", "fsdp2", "zero2", "zero3", "fsdp2_offload", "zero2_offload", "zero3_offload")
     device: str = one_of("auto", "cpu", "cuda", default="auto")
+    windows_ahead: int = number(1, at_least=0)
     timeout_s: float | None = number(None, above=0)
     compile_blocks: bool | None = None
     bucket_mb: float | None = number(None, above=0)

@@ -16,6 +16,13 @@ from src.data.pairset import TokenizedPair
 from src.objective.types import PairLogProbs
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; to a GPU by way of pinned memory, from where it is copied while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class PaddedLayout:
     """One row per response, right-padded: rows 0..n-1 are chosen, n..2n-1 rejected (absent for demonstrations).
@@ -38,9 +45,9 @@ class PaddedLayout:
 
     def to(self, device: torch.device) -> PaddedLayout:
         return PaddedLayout(
-            self.input_ids.to(device, non_blocking=True),
-            self.supervised.to(device, non_blocking=True),
-            self.starts.to(device, non_blocking=True),
+            sent(self.input_ids, device),
+            sent(self.supervised, device),
+            sent(self.starts, device),
             self.spans,
         )
 
@@ -97,12 +104,12 @@ class PairBatch:
         """The batch with its tensors on ``device``."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else sent(tensor, device)
 
         return replace(
             self,
             layout=self.layout.to(device),
-            flipped=self.flipped.to(device, non_blocking=True),
+            flipped=sent(self.flipped, device),
             chosen_scores=move(self.chosen_scores),
             rejected_scores=move(self.rejected_scores),
             reference=None if self.reference is None else self.reference.to(device),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from src.data.collate import PairBatch
+from src.data.collate import PairBatch, sent
 from src.model.segments import SharedPrefixes, Way, attend
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Places:
 
     def to(self, device: torch.device) -> Places:
         names = ("source", "predictors", "labels", "owner", "counts")
-        return Places(*(getattr(self, name).to(device, non_blocking=True) for name in names))
+        return Places(*(sent(getattr(self, name), device) for name in names))
 
 
 def predictions(

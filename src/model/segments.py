@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from src.data.collate import sent
+
 Way = Literal["blocks", "varlen", "flex"]
 
 SHORT = 128
@@ -107,9 +109,9 @@ class SharedPrefixes:
         queries, keys = ([0, *(getattr(one, name) for one in self.segments)] for name in ("queries", "keys"))
 
         def cumulative(lengths: list[int]) -> Tensor:
-            return torch.tensor(lengths).cumsum(0).to(self.device, torch.int32, non_blocking=True)
+            return sent(torch.tensor(lengths).cumsum(0, dtype=torch.int32), self.device)
 
-        places = torch.cat([one.key_places() for one in self.segments]).to(self.device, non_blocking=True)
+        places = sent(torch.cat([one.key_places() for one in self.segments]), self.device)
         return Boundaries(cumulative(queries), cumulative(keys), max(queries), max(keys), places)
 
     def mask(self, number: int, window: int | None) -> Tensor | None:
@@ -158,13 +160,13 @@ def plan_of(segments: Sequence[Segment], tokens: int, device: torch.device) -> P
             results[own] = torch.arange(base, base + one.queries)
             base += wide
         offsets = torch.tensor([one.shared for one in group]) if any(one.shared for one in group) else None
-        blocks.append(Block(len(group), wide, long, None if offsets is None else offsets.to(device)))
+        blocks.append(Block(len(group), wide, long, None if offsets is None else sent(offsets, device)))
     shared = any(one.shared for one in segments)
     return Plan(
         tuple(blocks),
-        None if alone else torch.cat(queries).to(device, non_blocking=True),
-        torch.cat(keys).to(device, non_blocking=True) if shared or not alone else None,
-        None if alone else results.to(device, non_blocking=True),
+        None if alone else sent(torch.cat(queries), device),
+        sent(torch.cat(keys), device) if shared or not alone else None,
+        None if alone else sent(results, device),
     )
 
 

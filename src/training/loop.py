@@ -16,27 +16,15 @@ from types import FrameType
 from typing import Any, Protocol
 
 from src.config import STOPPED
-from src.data.collate import PairBatch
 from src.engine.base import Engine
 from src.engine.ranks import Ranks
 from src.objective.objective import Objective
+from src.training.ahead import Ahead, Loader
 from src.training.checkpoint import Checkpoints, Progress
 from src.training.metrics import MetricsFile, Mirror, summarize
 from src.training.step import training_step, validate
 
 ALONE = Ranks()
-
-
-class Loader(Protocol):
-    """Batches on the engine's device."""
-
-    def window(self, step: int) -> Sequence[PairBatch]:
-        """The micro-batches of optimizer step ``step`` (from 0)."""
-        ...
-
-    def validation(self) -> Sequence[PairBatch]:
-        """All batches of the validation split."""
-        ...
 
 
 class Display(Protocol):
@@ -151,6 +139,7 @@ class Loop:
     mirror: Mirror
     display: Display
     noisy: bool
+    windows_ahead: int
 
     def start(self) -> Progress:
         """Progress of the last checkpoint, loaded, or that of a fresh run; later metrics are forgotten."""
@@ -161,6 +150,13 @@ class Loop:
 
     def run(self, progress: Progress, stop: StopFlag) -> Progress:
         """Go on until the last step, or until ``stop``: then a checkpoint is written and the progress returned."""
+        if not self.windows_ahead:
+            return self.to_the_end(progress, stop)
+        with Ahead(self.loader, self.windows_ahead, self.schedule.total_steps, self.engine.device) as loader:
+            return replace(self, loader=loader).to_the_end(progress, stop)
+
+    def to_the_end(self, progress: Progress, stop: StopFlag) -> Progress:
+        """The same, with windows as ``loader`` gives them."""
         while True:
             improved = False
             due = self.schedule.validates(progress.step) and progress.validated_step < progress.step

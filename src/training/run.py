@@ -243,6 +243,7 @@ def assemble(directory: Path, config: TrainConfig, objective: Objective, base: B
         mirror=open_mirror(config, hashed, directory, data.validation, tokenizer) if me.is_main else Mirror(),
         display=TerminalDisplay(config.method["name"], total_steps) if me.is_main else NoDisplay(),
         noisy=bool(data.manifest["flipped"]["count"]),
+        windows_ahead=config.engine.windows_ahead,
     )
 
 
