@@ -3,8 +3,8 @@
 Work is counted in units, one matrix product of hidden states with the head's weight. Full logits cost 3 (forward, and
 one gradient each of hidden states and weight) but hold [m, vocabulary] several times over. Here:
 
-* ``token_log_probs``: 4 units, since the backward makes each chunk's logits again; 3 where all tokens fit one chunk;
-  2 where the head is frozen, since the gradient of a log-prob by its hidden state can be kept from the forward.
+* ``token_log_probs``: 3 units, and one more for all chunks but the last, whose logits the backward makes again; 2 where
+  the head is frozen, since the gradient of a log-prob by its hidden state can be kept from the forward.
 * ``src.model.fused``: 3 units and no second look, where the loss of a few pairs is known from their log-probs.
 
 All of it goes through ``Chunk``: with p the softmax, ∂log p(label)/∂logits = onehot(label) − p.
@@ -199,7 +199,7 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
 
 
 class LogProbs(torch.autograd.Function):
-    """``token_log_probs`` in chunks; keeps no logits but those of a lone chunk."""
+    """``token_log_probs`` in chunks; keeps no logits but those of the last one, where all were made."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -219,8 +219,11 @@ class LogProbs(torch.autograd.Function):
                 found[part] = head.score(low[part], labels[part], residuals)
                 if kept is not None:
                     kept[part] = hidden_slopes(head, residuals)
-        if any(wanted) and not frozen and len(parts) < 2:
+        again = any(wanted) and not frozen
+        if again and len(parts) < 2:
             kept = scratch
+        # overwritten in the backward, which what autograd saves must not be
+        ctx.last = scratch if again and len(parts) > 1 else None
         ctx.frozen = frozen
         ctx.save_for_backward(*((None, None, None, None) if frozen else (hidden, weight, bias, labels)), kept)
         return found
@@ -236,7 +239,8 @@ class LogProbs(torch.autograd.Function):
         with without_autocast(hidden):
             of_head = HeadGradients.zeros(head, *ctx.wanted[1:])
             of_hidden = torch.empty_like(hidden) if ctx.wanted[0] else None
-            for part, residuals in remade(head, low, labels, ctx.size, kept):
+            last, ctx.last = ctx.last, None
+            for part, residuals in remade(head, low, labels, ctx.size, last if kept is None else kept):
                 of_head.add(low[part], residuals, coefficients[part])
                 if of_hidden is not None:
                     of_hidden[part] = hidden_slopes(head, residuals) * coefficients[part, None]
@@ -246,16 +250,13 @@ class LogProbs(torch.autograd.Function):
 def remade(
     head: Head, hidden: Tensor, labels: Tensor, size: int, kept: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks and their residuals: ``kept`` where there is but one, else made again, each over the last."""
+    """Chunks and their residuals, from the last on: its own are in ``kept``, or made again as the others, over it."""
     parts = spans(len(labels), size)
-    if kept is None and parts:
-        scratch = head.scratch(parts[0].stop)
-    for part in parts:
-        if kept is not None:
-            yield part, kept
-            continue
+    scratch = head.scratch(parts[0].stop if parts else 0) if kept is None else kept
+    for part in reversed(parts):
         residuals = scratch[: part.stop - part.start]
-        head.score(hidden[part], labels[part], residuals)
+        if kept is None or part is not parts[-1]:
+            head.score(hidden[part], labels[part], residuals)
         yield part, residuals
 
 
