@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,7 +58,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=paired.RESULTS, help="where to write")
     given = parser.parse_args()
     rounds, prompts = (1, 80) if given.quick else (given.rounds, 9000)
-    roots = {str(root): root.resolve() for root in given.root}
+    roots = {commit_of(root): root.resolve() for root in given.root}
     made = paired.report("startup", sys.argv[1:])
     found: dict[str, dict[str, list[Sample]]] = {case: {name: [] for name in roots} for case in CASES}
     for turn in range(rounds):
@@ -71,6 +72,12 @@ def main() -> int:
     report = {"made": made, "prompts": prompts, "roots": list(roots), "seconds": found}
     print(paired.write("startup", report, page(report), given.folder))
     return 0
+
+
+def commit_of(root: Path) -> str:
+    """The commit that is checked out in a folder, in short."""
+    asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def command(case: str, folder: Path, prompts: int) -> list[str]:

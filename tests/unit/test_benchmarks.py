@@ -149,6 +149,7 @@ def test_gpu_targets_compare_the_best_of_each() -> None:
 
 
 def test_start_ups_are_compared_between_checkouts(tmp_path: Path) -> None:
+    assert paired.report("startup", [])["environment"]["commit"].startswith(startup.commit_of(ROOT))
     sample = startup.started("help", ROOT, tmp_path, 80)
     assert 0 < sample["cpu_s"] < sample["wall_s"] * 2
     with pytest.MonkeyPatch.context() as patch:
