@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.config import ROOT
 from src.data.noise import RandomFlip
 from src.data.preparation import measure, pieces, seen
 from src.data.preparation.measure import EDGES, QUANTILES, Lengths
@@ -117,3 +120,14 @@ def test_short_lists_have_none(tmp_path: Path) -> None:
         "validation.arrow",
         "manifest.json",
     }
+
+
+def test_a_training_reads_pairs_without_pandas(tmp_path: Path) -> None:
+    """In a process of its own: what prepares the data imports it."""
+    rows = made(tmp_path).train
+    program = (
+        "import sys; from pathlib import Path; from src.data.pairset import PairSet; "
+        "rows = PairSet(Path(sys.argv[1]), ''); print(len(list(rows)), rows.lengths().shape, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(rows.path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == f"{len(rows)} ({len(rows)}, 3) False\n", done.stderr
