@@ -130,7 +130,9 @@ def record(
     packed = shares_prefixes(model)
     with torch.set_grad_enabled(learning), recorded(trained_modules(model) if learning else []) as calls:
         found = predictions(model, batch, prompt=False, packed=packed)
-    policy, head, slopes = head_pass(model, found, batch, share, per_token=per_token, learning=learning)
+    policy, head, slopes = head_pass(
+        model, found, batch, share, per_token=per_token, learning=learning, room=entries(calls)
+    )
     if head is None:
         return policy, None
     if calls:
@@ -141,6 +143,11 @@ def record(
             call.delta = torch.zeros_like(call.delta) if delta is None else delta
     token_pairs, spans = token_layout(batch, packed=packed)
     return policy, Recording(len(batch), calls, token_pairs, spans, head)
+
+
+def entries(calls: Sequence[Call]) -> int:
+    """How many the gradients of the layers' outputs have: what is kept besides may be as many."""
+    return sum(call.delta.numel() for call in calls)
 
 
 def token_layout(batch: PairBatch, *, packed: bool) -> tuple[Tensor, list[list[slice]]]:

@@ -71,27 +71,37 @@ class RecordingRun(FusedRun):
 
 
 def head_pass(
-    model: PreTrainedModel, found: Predictions, batch: PairBatch, share: Share, *, per_token: bool, learning: bool
+    model: PreTrainedModel,
+    found: Predictions,
+    batch: PairBatch,
+    share: Share,
+    *,
+    per_token: bool,
+    learning: bool,
+    room: int = 0,
 ) -> tuple[PairLogProbs, HeadRecord | None, Tensor | None]:
     """Log-probs of ``batch``; when ``learning`` also the record, and the gradients of the hidden states [m, width].
 
-    2 units (``src/model/head.py``). Pairs are taken as many at once as a chunk of logits holds.
+    2 units (``src/model/head.py``). Pairs are taken as many at once as a chunk of logits holds; all of them, and the
+    record keeps their residuals, where these are ``room`` entries at most.
     """
     module, softcap = head_of(model)
     layer: torch.nn.Linear = module  # type: ignore[assignment]
     hidden, pairs = found.hidden, len(batch)
     counts, size = predicted_tokens(lengths_of(batch), prompt=False), chunk_tokens(layer.out_features, hidden.device)
+    if sum(counts) * layer.out_features <= room:
+        size = max(size, sum(counts))
     groups, kind = pair_groups(counts, size), product_type(hidden)
     with torch.no_grad(), without_autocast(hidden):
         head = Head.of(layer.weight, layer.bias, softcap, kind)
-        room = min(size, max([1, *(one.tokens for one in groups)]))
+        largest = min(size, max([1, *(one.tokens for one in groups)]))
         slopes = torch.empty_like(hidden) if learning else None
         counted = hidden.new_zeros(len(found.labels), dtype=exact_type(head.weight.dtype))
         run = RecordingRun(
             hidden.detach().to(head.weight.dtype),
             found.labels,
             head,
-            head.scratch(room),
+            head.scratch(largest),
             slopes,
             HeadGradients.zeros(head, False, False),
             counted,
@@ -107,7 +117,7 @@ def head_pass(
         policy = PairLogProbs.concatenate(policies) if policies else nothing(hidden, per_token, False)
         if not learning:
             return policy, None, None
-        kept = run.scratch[: len(order)] if len(groups) == 1 and len(order) <= room else None
+        kept = run.scratch[: len(order)] if len(groups) == 1 and len(order) <= largest else None
         token_pairs = rows.div(SIDES, rounding_mode="floor")
         record = HeadRecord(head, run.hidden[order], found.labels[order], token_pairs, counted[order], size, kept)
         return policy, record, slopes

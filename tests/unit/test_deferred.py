@@ -116,11 +116,24 @@ def test_whatever_is_trained_is_weighted(what: str, monkeypatch: pytest.MonkeyPa
         select_trainable(model, "mlp")
     elif what == "chunks":
         monkeypatch.setattr("src.model.tape_head.chunk_tokens", lambda *_: 5)
+        monkeypatch.setattr("src.model.tape.entries", lambda _: 0)
     factors = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
     assert unrecordable(model) is None
     [wanted], recording = differentiated(model, factors[None]), recorded(model)
     assert (recording.head.residuals is None) == (what == "chunks")
     assert apart(weighted(model, recording, factors), wanted) < 1e-6
+
+
+def test_residuals_are_kept_where_layers_leave_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.model.tape_head.chunk_tokens", lambda *_: 5)
+    found = []
+    for more in (0, -1):
+        tokens = len(recorded(built("llama", tied=False)).head.labels)
+        monkeypatch.setattr("src.model.tape.entries", lambda _, size=tokens * SHAPE["vocab_size"] + more: size)
+        found.append(recorded(built("llama", tied=False)).head.residuals)
+    assert found[0] is not None
+    assert len(found[0]) == tokens
+    assert found[1] is None
 
 
 def test_what_cannot_be_recorded_is_named() -> None:
