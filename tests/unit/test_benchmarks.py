@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import against_trl, end_to_end, gpu_8b, growth, paired, startup, step_cost
+from benchmarks import against_trl, end_to_end, gapo_fidelity, gpu_8b, growth, paired, startup, step_cost
 from benchmarks.workloads import SHAPES, Lengths, drawn, model_of, own
 from src.config import ROOT
 from src.data.pairs import prompt_from_json
@@ -57,6 +57,18 @@ def test_methods_are_compared_on_the_same_pairs() -> None:
     found = step_cost.relative(["simpo", "simpo again", "amapo", "kto", "sft"], "nano", 2, 1, step_cost.QUICK)
     assert found["samples"]["simpo"]["loss"] == found["samples"]["simpo again"]["loss"]
     assert found["ratios"]["simpo"] == [1, 1, 1]
+
+
+def test_agreement_of_gaps_follows_from_products_of_gradients() -> None:
+    torch.manual_seed(0)
+    own, mine, other = torch.randn(5, 30).double(), torch.rand(5), torch.rand(5)
+    products, mean = own @ own.t(), own.mean(0)
+    slopes = own @ mean / mean.norm()
+    assert torch.allclose(gapo_fidelity.slopes_of(products), slopes)
+    assert float(gapo_fidelity.streamed_slopes(products)[-1]) == pytest.approx(float(slopes[-1]))
+    updates = mine.double() @ own, other.double() @ own
+    wanted = float(torch.cosine_similarity(*updates, dim=0))
+    assert gapo_fidelity.cosine(mine, other, products) == pytest.approx(wanted)
 
 
 def test_trl_computes_the_same_losses() -> None:
