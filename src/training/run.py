@@ -187,7 +187,7 @@ def train_in(directory: Path, config: TrainConfig, objective: Objective, base: B
         except Exception as error:
             status.fail(str(error))
             raise
-    if progress.step < total:
+    if progress.validated_step < total:  # asked to stop in its last step, it has still to validate
         status.write("stopped", progress, total, f"{stop.signal} after step {progress.step}")
         say(f"{stop.signal}: checkpoint written after step {progress.step}; the same command goes on from there")
         return STOPPED

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from src.config import STOPPED
+from src.engine.ranks import Ranks
 from src.training.loop import StopFlag
 from tests.entry import call
 from tests.evaluation.children import Child
@@ -91,6 +92,23 @@ def test_killed_at_three_steps(world: Path) -> None:
     assert_same(whole[1]["engine"], killed[1]["engine"])
     assert_same(whole[1]["progress"], killed[1]["progress"])
     assert whole[2] == killed[2]
+
+
+def test_stopped_in_its_last_step_it_still_validates(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world / "late"
+    agreed = StopFlag.agreed
+
+    def late(self: StopFlag, ranks: Ranks) -> bool:
+        if metrics(run) and metrics(run)[-1]["step"] == 12:
+            self.signal = "SIGTERM"
+        return agreed(self, ranks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopFlag, "agreed", late)
+        assert call("src.train", *overrides(world, "late")).code == STOPPED
+    assert metrics(run)[-1]["split"] == "train"
+    assert call("src.train", *overrides(world, "late")).code == 0
+    assert_same(final_state(run), final_state(world / "whole"))
 
 
 def test_a_signal_as_an_object_is_finalized_ends_the_process(capfd: pytest.CaptureFixture[str]) -> None:
