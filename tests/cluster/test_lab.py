@@ -76,7 +76,7 @@ def test_a_task_goes_on_after_preemption_and_after_its_time_limit(done: Done) ->
     assert " step 4/12 " not in last, "it goes on from its checkpoint"
     assert "finished: " in last, log
     first, asked = (datetime.fromisoformat(time) for time in re.findall(r"slurm: (\d\S+ \S+)", timed_out)[:2])
-    assert 30 <= (asked - first).total_seconds() <= MINUTE + 5, log
+    assert 30 <= (asked - first).total_seconds() < 2 * MINUTE, log
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_start_gives_the_uninterrupted_run(done: Done) -> None:

@@ -123,6 +123,7 @@ def work(outputs: list[int], arguments: list[str], environment: dict[str, str], 
     arguments = [argument for argument in arguments if argument != "-u"]
     assert arguments[0] == "-m"
     sys.argv = arguments[1:]
+    sys.modules.pop(arguments[1], None)  # imported, but not as a program
     code: object = 0
     try:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
