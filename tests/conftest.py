@@ -12,6 +12,7 @@ import pytest
 from tests.composing import compose_quickly
 
 LONGEST = (
+    "tests/cluster/test_lab.py",
     "tests/resume/",
     "tests/evaluation/test_kills.py",
     "tests/cli/test_readme.py",
