@@ -113,10 +113,12 @@ def plan_of(config: TrainConfig, machines: Machines) -> Plan:
 
 
 def tokenizer_if_any(config: TrainConfig, notes: list[str]) -> tuple[PreTrainedTokenizerBase | None, list[str]]:
-    """The tokenizer, or ``None`` with a note where it cannot be had from here."""
+    """The tokenizer, or ``None`` with a note where the one that the model names cannot be had from here."""
     try:
         return build_tokenizer(config, build_source(config)), notes
     except UserError as error:
+        if not (config.model.tokenizer or config.model.path):  # it is made of the data, and these are at fault
+            raise
         return None, [*notes, f"lengths are estimated from characters, since there is no tokenizer here: {error}"]
 
 

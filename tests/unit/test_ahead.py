@@ -79,6 +79,8 @@ def test_what_waits_is_dropped_at_the_end() -> None:
     loader.waits_for[1] = lambda: 2 in context.begun and context.begun[2].cancelled()
     with context as ahead:
         ahead.window(0)
+        while len(loader.made) < 2:  # until it is at work on the next
+            time.sleep(0.001)
     assert [step for step, _ in loader.made] == [0, 1]
 
 
