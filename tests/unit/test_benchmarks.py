@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import against_trl, end_to_end, gapo_fidelity, gpu_8b, growth, paired, startup, step_cost
+from benchmarks import (
+    against_trl,
+    end_to_end,
+    gapo_fidelity,
+    gpu_8b,
+    growth,
+    paired,
+    startup,
+    step_cost,
+    step_cost_variants,
+)
 from benchmarks.workloads import SHAPES, Lengths, drawn, model_of, own
 from src.config import ROOT
 from src.data.pairs import prompt_from_json
 from src.data.splits import split_of
+from src.model.compiled import compile_blocks
 
 
 def test_each_repetition_begins_with_another_step_on_new_pairs() -> None:
@@ -39,7 +51,8 @@ def test_a_ratio_is_the_median_of_repetitions() -> None:
     assert (found.median, found.low, found.high) == (3, 2, 4)
 
 
-def test_techniques_switched_off_give_the_same_loss() -> None:
+def test_techniques_switched_off_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_cost_variants, "compile_blocks", partial(compile_blocks, backend="eager"))  # in no time
     size = step_cost.Size(("nano",), False, (), (), (8, 4, 16), 1)
     found = step_cost.techniques(size)["by"]
     assert set(found) == {"simpo, nano", "dpo, nano"}
