@@ -104,8 +104,9 @@ class Engine(Protocol):
         """
         ...
 
-    def weigh(self, observed: Sequence[Observed], factors: Tensor) -> None:
-        """Add the gradient of Σ f_i·m_i over the recorded pairs, ``factors`` [n] in their order, of all ranks."""
+    def weigh(self, observed: Sequence[Observed], factors: Tensor | None) -> None:
+        """Add the gradient of Σ f_i·m_i over the recorded pairs of all ranks, ``factors`` [n] in their order (``None``:
+        each 1)."""
         ...
 
     def gradients_aside(self) -> AbstractContextManager[None]:

@@ -35,20 +35,23 @@ class Observed:
     recording: Recording | None
 
 
-def own_factors(observed: Sequence[Observed], factors: Tensor, ranks: Ranks) -> list[Tensor]:
+def own_factors(observed: Sequence[Observed], factors: Tensor | None, ranks: Ranks) -> list[Tensor | None]:
     """The factors of this rank's pairs of each forward, from those of all [n]; 0 for one that only stands in."""
-    found, start = [], 0
+    found: list[Tensor | None] = []
+    start = 0
     for one in observed:
         own = ranks.share(one.pairs)
-        mine = factors[start + own.start : start + own.stop]
-        found.append(mine if own else factors.new_zeros(1))
+        if not own:
+            found.append(one.log_probs.chosen.summed.new_zeros(1))
+        else:
+            found.append(None if factors is None else factors[start + own.start : start + own.stop])
         start += one.pairs
     return found
 
 
 @torch.no_grad()
-def add_weighted(model: PreTrainedModel, observed: Sequence[Observed], factors: Tensor, ranks: Ranks) -> None:
-    """Add the gradient of Σ f_i·m_i over the pairs of all ranks to the parameters' gradients; ``factors`` [n]."""
+def add_weighted(model: PreTrainedModel, observed: Sequence[Observed], factors: Tensor | None, ranks: Ranks) -> None:
+    """Add the gradient of Σ f_i·m_i over the pairs of all ranks to the parameters' gradients; ``factors`` [n], or 1."""
     recordings = [one.recording for one in observed if one.recording is not None]
     for parameter, gradient in weighted_gradients(model, recordings, own_factors(observed, factors, ranks)):
         if ranks.size > 1:

@@ -126,7 +126,7 @@ class LocalEngine:
             log_probs, recording = record(self.model, batch, share, per_token=per_token, learning=learning)
         return Observed(log_probs, len(batch), recording)
 
-    def weigh(self, observed: Sequence[Observed], factors: Tensor) -> None:
+    def weigh(self, observed: Sequence[Observed], factors: Tensor | None) -> None:
         add_weighted(self.model, observed, factors, self.ranks)
 
     def gradients_aside(self) -> AbstractContextManager[None]:

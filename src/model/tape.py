@@ -166,15 +166,17 @@ def token_layout(batch: PairBatch, *, packed: bool) -> tuple[Tensor, list[list[s
 
 
 def weighted_gradients(
-    model: PreTrainedModel, recordings: Sequence[Recording], factors: Sequence[Tensor]
+    model: PreTrainedModel, recordings: Sequence[Recording], factors: Sequence[Tensor | None]
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Gradients of Σ f_i·m_i over the pairs of all ``recordings``, parameter by parameter, in the exact type.
 
-    ``factors``: [pairs] for each recording. A tied weight comes twice, once for each use. Costs one product of a
-    layer's tokens; the output layer's logits are made again unless they were kept.
+    ``factors``: [pairs] for each recording, ``None`` for 1 each. A tied weight comes twice, once for each use. Costs
+    one product of a layer's tokens; the output layer's logits are made again unless they were kept.
     """
-    shares = [factor.index_select(0, one.token_pairs) for one, factor in zip(recordings, factors, strict=True)]
-    scaled: list[Scaled] = [Scaled(share) for share in shares]
+    scaled = [
+        Scaled(None if factor is None else factor.index_select(0, one.token_pairs))
+        for one, factor in zip(recordings, factors, strict=True)
+    ]
     by_module: dict[nn.Module, list[tuple[Call, Scaled]]] = {}
     for one, scale in zip(recordings, scaled, strict=True):
         for call in one.calls:
@@ -189,7 +191,7 @@ def weighted_gradients(
 
 
 def head_gradients(
-    head: Any, recordings: Sequence[Recording], factors: Sequence[Tensor]
+    head: Any, recordings: Sequence[Recording], factors: Sequence[Tensor | None]
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Those of the output layer."""
     wanted = [one is not None and one.requires_grad for one in (head.weight, head.bias)]
@@ -202,21 +204,28 @@ def head_gradients(
 
 
 class Scaled:
-    """Inputs of layers times their tokens' factors; that of the last input is kept, which neighbours share."""
+    """Inputs of layers times their tokens' factors (``None``: 1); that of the last input is kept, which neighbours
+    share."""
 
-    def __init__(self, share: Tensor) -> None:
+    def __init__(self, share: Tensor | None) -> None:
         self.share = share
         self.last: tuple[Any, Tensor] | None = None
 
     def times(self, tokens: Tensor) -> Tensor:
         """``tokens`` [tokens, width] times the factors."""
-        return tokens * self.share.to(tokens.dtype)[:, None]
+        return tokens if self.share is None else tokens * self.share.to(tokens.dtype)[:, None]
+
+    def total(self, tokens: Tensor) -> Tensor:
+        """The sum of ``tokens`` [tokens, width] times the factors, [width]."""
+        return tokens.sum(0) if self.share is None else torch.mv(tokens.t(), self.share.to(tokens.dtype))
 
     def has(self, given: Tensor) -> bool:
-        return self.last is not None and self.last[0] == identity(given)
+        return self.share is None or (self.last is not None and self.last[0] == identity(given))
 
     def input(self, given: Tensor, tokens: Tensor) -> Tensor:
         """``tokens``, which is the layer's input ``given`` in two dimensions, times the factors."""
+        if self.share is None:
+            return tokens
         if self.last is None or not self.has(given):
             self.last = (identity(given), self.times(tokens))
         return self.last[1]
@@ -245,7 +254,7 @@ def add_gradients(sums: dict[str, Tensor], call: Call, scale: Scaled) -> None:
         found.index_add_(0, ids, scale.times(tokens).to(found.dtype))
     else:
         for name, terms in norm_terms(call).items():
-            sum_like(sums, name, getattr(module, name)).addmv_(terms.t(), scale.share.to(terms.dtype))
+            sum_like(sums, name, getattr(module, name)).add_(scale.total(terms))
 
 
 def add_linear(sums: dict[str, Tensor], call: Call, scale: Scaled) -> None:
@@ -260,7 +269,7 @@ def add_linear(sums: dict[str, Tensor], call: Call, scale: Scaled) -> None:
         add_product(sums, "weight", *sides, exact_type(module.weight.dtype))
     if module.bias is not None and module.bias.requires_grad:
         found = sum_like(sums, "bias", module.bias)
-        found.addmv_(delta.t().to(found.dtype), scale.share.to(found.dtype))
+        found.add_(scale.total(delta.to(found.dtype)))
 
 
 def add_product(sums: dict[str, Tensor], name: str, left: Tensor, right: Tensor, exact: torch.dtype) -> None:

@@ -40,9 +40,11 @@ class HeadRecord:
         """Where gradients of weight and bias add up, from 0 on."""
         return HeadGradients.zeros(self.head, weight, bias)
 
-    def add(self, sums: HeadGradients, factors: Tensor) -> None:
-        """Add the gradients of Σ f_i·m_i, with ``factors`` [pairs]."""
-        coefficients = self.coefficients * factors.index_select(0, self.token_pairs).to(self.coefficients.dtype)
+    def add(self, sums: HeadGradients, factors: Tensor | None) -> None:
+        """Add the gradients of Σ f_i·m_i, with ``factors`` [pairs], or 1."""
+        coefficients = self.coefficients
+        if factors is not None:
+            coefficients = coefficients * factors.index_select(0, self.token_pairs).to(coefficients.dtype)
         for part, residuals in self.parts():
             sums.add(self.hidden[part], residuals, coefficients[part])
 

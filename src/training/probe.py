@@ -103,11 +103,14 @@ def finite_gaps(
         return torch.cat([objective.rewards(one.policy, one.reference).margins for one in inputs])
 
     before = margins_of(observed)
-    engine.weigh(observed, anchor.pulls(before) / len(before))
-    norm = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
+    # the sum in place of the mean, from which pairs that count alike need no factors
+    engine.weigh(observed, None if anchor.fidelity == "paper" else anchor.pulls(before))
+    norm_of_sum = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
+    norm = norm_of_sum / len(before)
     if not has_direction(norm):
         return no_gaps(before, norm)
-    with torch.no_grad(), engine.perturbed(-anchor.rho / norm, anchor.scope, adaptive=anchor.adaptive) as applied:
+    scale = -anchor.rho / norm_of_sum
+    with torch.no_grad(), engine.perturbed(scale, anchor.scope, adaptive=anchor.adaptive) as applied:
         refuse_vanished(applied)
         pairs = zip(group, known, strict=True)
         after = margins_of([observed_margins(engine, objective, *one, learning=False) for one in pairs])

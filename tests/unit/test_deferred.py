@@ -76,7 +76,7 @@ def recorded(model: Any) -> Any:
     return record(model, window()[0], share, per_token=False, learning=True)[1]
 
 
-def weighted(model: Any, recording: Any, factors: Tensor) -> Tensor:
+def weighted(model: Any, recording: Any, factors: Tensor | None) -> Tensor:
     sums = {parameter: torch.zeros_like(parameter) for parameter in trained(model)}
     with torch.no_grad():
         for parameter, gradient in weighted_gradients(model, [recording], [factors]):
@@ -96,9 +96,11 @@ def test_weighted_gradients_are_autograd_s(kind: str, packed: bool) -> None:
     if packed:
         assert share_prefixes(model)
     assert unrecordable(model) is None
-    [wanted] = differentiated(model, factors[None])
+    wanted, of_sum = differentiated(model, torch.stack([factors, torch.ones_like(factors)]))
     # these layers normalize in float32 whatever the weights; GPT-NeoX's do not
-    assert apart(weighted(model, recorded(model), factors), wanted) < (1e-13 if kind == "gpt_neox" else 1e-6)
+    limit, recording = (1e-13 if kind == "gpt_neox" else 1e-6), recorded(model)
+    assert apart(weighted(model, recording, factors), wanted) < limit
+    assert apart(weighted(model, recording, None), of_sum) < limit
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -119,9 +121,11 @@ def test_whatever_is_trained_is_weighted(what: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("src.model.tape.entries", lambda _: 0)
     factors = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
     assert unrecordable(model) is None
-    [wanted], recording = differentiated(model, factors[None]), recorded(model)
+    wanted, of_sum = differentiated(model, torch.stack([factors, torch.ones_like(factors)]))
+    recording = recorded(model)
     assert (recording.head.residuals is None) == (what == "chunks")
     assert apart(weighted(model, recording, factors), wanted) < 1e-6
+    assert apart(weighted(model, recording, None), of_sum) < 1e-6
 
 
 def test_residuals_are_kept_where_layers_leave_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
