@@ -12,6 +12,7 @@ Writes results/benchmarks/gapo_cost.json and .md. Ten minutes on a quiet core.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,14 +54,18 @@ def main() -> int:
     timed_process("benchmarks.gapo_cost", sys.argv[1:])
     use_threads()
     asked = arguments().parse_args()
-    made: dict[str, Any] = report("gapo_cost", sys.argv[1:])
+    path = asked.output / "gapo_cost.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    made = {"made": report("gapo_cost", sys.argv[1:])}
     if asked.only in (None, "cost"):
-        made["cost"] = costs(SHAPES[asked.shape], asked) | {"shape": asked.shape, "pairs": asked.pairs}
+        sizes = {"shape": asked.shape, "pairs": asked.pairs, "repetitions": asked.repetitions}
+        found["cost"] = made | sizes | costs(SHAPES[asked.shape], asked)
     if asked.only in (None, "fidelity"):
         with TemporaryDirectory() as folder:
             where = Path(folder) if asked.trained is None else asked.trained
-            made["fidelity"] = {name: fidelity(name, asked.windows, where) for name in asked.fidelity.split(",")}
-    print(write("gapo_cost", made, page(made), asked.output).read_text(encoding="utf-8"))
+            models = {name: fidelity(name, asked.windows, where) for name in asked.fidelity.split(",")}
+            found["fidelity"] = made | {"models": models}
+    print(write("gapo_cost", found, page(found), asked.output).read_text(encoding="utf-8"))
     return 0
 
 
@@ -97,15 +102,15 @@ def costs(shape: Shape, asked: argparse.Namespace) -> dict[str, Any]:
 
 def page(made: dict[str, Any]) -> str:
     """The report as Markdown."""
-    parts = ["# What GAPO's gaps cost, and how far the cheap ones do as the exact ones", quiet_note(made)]
+    parts = ["# What GAPO's gaps cost, and how far the cheap ones do as the exact ones"]
     if "cost" in made:
         rows = [[name, str(Ratio(*found))] for name, found in made["cost"]["ratios"].items()]
         parts += [
             f"CPU time of a step, times SimPO's: {made['cost']['shape']}, {made['cost']['pairs']} pairs; median "
-            "[lowest–highest] of repetitions.",
+            f"[lowest–highest] of {made['cost']['repetitions']} repetitions.",
             table(["way", "times SimPO"], rows),
         ]
-    for name, found in made.get("fidelity", {}).items():
+    for name, found in made.get("fidelity", {"models": {}})["models"].items():
         parts += [
             f"## Model {name}",
             f"{found['parameters']:,} parameters; held-out accuracy {found['validation']['sft']['accuracy']:.3f} after "
@@ -113,6 +118,7 @@ def page(made: dict[str, Any]) -> str:
             f"the exact ones / cosine of updates: medians of {found['windows']} windows, [lowest].",
             table(["pairs, radius", "mean gap", *WAYS_OF_FIDELITY], [row(*one) for one in found["agreement"].items()]),
         ]
+    parts += [f"{part}: {quiet_note(one['made'])}" for part, one in made.items()]
     return "\n\n".join(parts)
 
 
