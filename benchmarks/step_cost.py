@@ -33,7 +33,7 @@ class Size:
     techniques: tuple[str, ...] = ("L4k", "S32k")
     memory: bool = True
     methods: tuple[tuple[str, int, int], ...] = (("tiny", 8, 8), ("L4k", 2, 2))
-    within: tuple[tuple[str, int, int], ...] = (("tiny", 8, 40), ("L4k", 4, 7))
+    within: tuple[tuple[str, int, int], ...] = (("tiny", 8, 40), ("L4k", 4, 12))
     lengths: tuple[int, int, int] = (128, 64, 256)
     repetitions: int = 3
 
