@@ -109,13 +109,14 @@ figure%: setup FORCE ## The same for a figure
 dashboard: $(STAMPS)/wandb ## Publish the dashboards to W&B (needs an account; `make report` shows the same panels without)
 	@$(PYTHON) -m src.dashboard
 
-bench: setup-test ## Measure steps against TRL's, technique by technique, and how they grow (20 minutes on two quiet cores)
+bench: setup-test ## Measure steps against TRL's, technique by technique, and how they grow (half an hour on two quiet cores)
 	@$(MAKE) --no-print-directory -j2 bench-against bench-own
 
 # CPU time is what is compared, so both may run at once.
 bench-against: setup-test ## Of these, the comparison with TRL and how steps grow
 	@$(PYTHON) -m benchmarks.against_trl
 	@$(PYTHON) -m benchmarks.growth
+	@$(PYTHON) -m benchmarks.gapo_cost
 
 bench-own: setup-test ## Of these, what each part of a step costs and whole runs
 	@$(PYTHON) -m benchmarks.step_cost
