@@ -96,11 +96,20 @@ class Engine(Protocol):
         """Why ``record`` cannot be used here, in words; ``None`` where it can."""
         ...
 
-    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+    def record(
+        self,
+        batch: PairBatch,
+        share: Share,
+        *,
+        per_token: bool = False,
+        learning: bool = True,
+        summed: bool = False,
+    ) -> Observed:
         """Log-probs of ``batch``, and what is needed for the gradient of Σ f_i·m_i for any factors f.
 
         ``share``: Σ m_i over some pairs of the batch, of their log-probs and which they are. Costs a forward and the
-        gradients of hidden states, none of weights. Without ``learning`` the log-probs alone, by the same arithmetic.
+        gradients of hidden states; ``summed``: also those of weights, for ``weigh`` without factors. Without
+        ``learning`` the log-probs alone, by the same arithmetic.
         """
         ...
 

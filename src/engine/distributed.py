@@ -104,10 +104,18 @@ class DdpEngine(LocalEngine):
         found = super().pair_loss(mine, own_pairs, per_token=per_token, prompt=prompt)
         return FusedLoss(found.loss, self.of_all(tensors_of(wide(found.log_probs, batch)), batch, prompt=prompt))
 
-    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+    def record(
+        self,
+        batch: PairBatch,
+        share: Share,
+        *,
+        per_token: bool = False,
+        learning: bool = True,
+        summed: bool = False,
+    ) -> Observed:
         self.watch.moved()
         mine, own_pairs = own_share(batch, self.ranks), of_own(share, self.ranks.share(len(batch)))
-        found = super().record(mine, own_pairs, per_token=per_token, learning=learning)
+        found = super().record(mine, own_pairs, per_token=per_token, learning=learning, summed=summed)
         return Observed(self.of_all(tensors_of(wide(found.log_probs, batch)), batch), len(batch), found.recording)
 
     def backward(self, loss: Tensor) -> None:

@@ -121,9 +121,19 @@ class LocalEngine:
     def unrecordable(self) -> str | None:
         return unrecordable(self.model)
 
-    def record(self, batch: PairBatch, share: Share, *, per_token: bool = False, learning: bool = True) -> Observed:
+    def record(
+        self,
+        batch: PairBatch,
+        share: Share,
+        *,
+        per_token: bool = False,
+        learning: bool = True,
+        summed: bool = False,
+    ) -> Observed:
         with self.autocast():
-            log_probs, recording = record(self.model, batch, share, per_token=per_token, learning=learning)
+            log_probs, recording = record(
+                self.model, batch, share, per_token=per_token, learning=learning, summed=summed
+            )
         return Observed(log_probs, len(batch), recording)
 
     def weigh(self, observed: Sequence[Observed], factors: Tensor | None) -> None:

@@ -109,7 +109,8 @@ class Recording:
     """One forward and its backward for Σ m_i over ``pairs`` pairs, each with factor 1.
 
     ``rows``: tokens of the forward as [rows, time]; ``token_pairs`` [rows · time]: whose they are.
-    ``spans``: where each pair's tokens stand among them.
+    ``spans``: where each pair's tokens stand among them. ``gradients``: those of Σ m_i by the layers' parameters, if
+    they were made on the way; ``weighted_gradients`` takes them out.
     """
 
     pairs: int
@@ -117,15 +118,17 @@ class Recording:
     token_pairs: Tensor
     spans: list[list[slice]]
     head: HeadRecord
+    gradients: dict[nn.Parameter, Tensor]
 
 
 def record(
-    model: PreTrainedModel, batch: PairBatch, share: Share, *, per_token: bool, learning: bool
+    model: PreTrainedModel, batch: PairBatch, share: Share, *, per_token: bool, learning: bool, summed: bool = False
 ) -> tuple[PairLogProbs, Recording | None]:
     """Log-probs of ``batch``, without gradient, and when ``learning`` the recording for Σ m_i = ``share`` of them.
 
     ``share`` (log-probs of some pairs, which they are) gives the sum of what is differentiated of those pairs. Costs a
-    forward and the gradients of hidden states, and no gradient of a weight. Parameters' ``grad`` is not touched.
+    forward and the gradients of hidden states; ``summed``: also those of weights for factors of 1, which are had for
+    less now than from what is kept. Parameters' ``grad`` is not touched.
     """
     packed = shares_prefixes(model)
     with torch.set_grad_enabled(learning), recorded(trained_modules(model) if learning else []) as calls:
@@ -135,14 +138,26 @@ def record(
     )
     if head is None:
         return policy, None
+    gradients: dict[nn.Parameter, Tensor] = {}
     if calls:
         outputs = [call.delta for call in calls]
-        deltas = torch.autograd.grad(found.hidden, outputs, slopes, allow_unused=True)
+        parameters = trained_parameters(calls) if summed else []
+        made = torch.autograd.grad(found.hidden, [*outputs, *parameters], slopes, allow_unused=True)
         del outputs, slopes
-        for call, delta in zip(calls, deltas, strict=True):
+        for call, delta in zip(calls, made, strict=False):
             call.delta = torch.zeros_like(call.delta) if delta is None else delta
+        pairs = zip(parameters, made[len(calls) :], strict=True)
+        # one for each parameter: ranks add them up in this order
+        gradients = {p: torch.zeros_like(p) if value is None else value for p, value in pairs}
     token_pairs, spans = token_layout(batch, packed=packed)
-    return policy, Recording(len(batch), calls, token_pairs, spans, head)
+    return policy, Recording(len(batch), calls, token_pairs, spans, head, gradients)
+
+
+def trained_parameters(calls: Sequence[Call]) -> list[nn.Parameter]:
+    """Those of the layers that were called, each once."""
+    modules = dict.fromkeys(call.module for call in calls)
+    own = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    return list(dict.fromkeys(parameter for parameter in own if parameter.requires_grad))
 
 
 def entries(calls: Sequence[Call]) -> int:
@@ -179,6 +194,10 @@ def weighted_gradients(
     ]
     by_module: dict[nn.Module, list[tuple[Call, Scaled]]] = {}
     for one, scale in zip(recordings, scaled, strict=True):
+        if scale.share is None and one.gradients:
+            yield from one.gradients.items()
+            one.gradients.clear()  # the caller may add to them
+            continue
         for call in one.calls:
             by_module.setdefault(call.module, []).append((call, scale))
     for module, uses in by_module.items():

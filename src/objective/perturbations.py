@@ -99,6 +99,11 @@ class AnchorProbe:
         """Whether a parameter moves in proportion to its square."""
         return self.fidelity == "released"
 
+    @property
+    def along_mean(self) -> bool:
+        """Whether weights move along the gradient of the mean margin, to which all pairs add alike."""
+        return self.probe == "perturb" and self.fidelity == "paper"
+
     def pulls(self, margins: Tensor) -> Tensor:
         """How much each pair's ∇m_i counts in the direction, [n]: alike, or as it does in SimPO's gradient."""
         if self.fidelity == "paper":

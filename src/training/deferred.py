@@ -80,9 +80,10 @@ def units_of(engine: Engine, objective: Objective, window: Window) -> list[Unit]
 def probed_unit(engine: Engine, objective: Objective, unit: Unit) -> tuple[list[Observed], PairInputs, Probed | None]:
     """Forwards of the unit's pairs with what they keep, the parts' inputs, and what the perturbation found."""
     anchor, observed, inputs, found = objective.perturbation, [], [], []
+    summed = isinstance(anchor, AnchorProbe) and anchor.along_mean
     for group in unit:
         batches = [(batch, known_inputs(engine, objective, batch)) for batch in group]
-        mine = [observed_margins(engine, objective, batch, known) for batch, known in batches]
+        mine = [observed_margins(engine, objective, batch, known, summed=summed) for batch, known in batches]
         inputs += [known.with_policy(one.log_probs) for (_, known), one in zip(batches, mine, strict=True)]
         observed += mine
         if isinstance(anchor, AnchorProbe):

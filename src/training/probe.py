@@ -65,11 +65,17 @@ def gaps_of_group(engine: Engine, objective: Objective, group: Sequence[PairBatc
 
 
 def observed_margins(
-    engine: Engine, objective: Objective, batch: PairBatch, known: KnownInputs, *, learning: bool = True
+    engine: Engine,
+    objective: Objective,
+    batch: PairBatch,
+    known: KnownInputs,
+    *,
+    learning: bool = True,
+    summed: bool = False,
 ) -> Observed:
-    """A forward recorded for its reward margins."""
-    share = margin_share(objective, known)
-    return engine.record(batch, share, per_token=objective.needs.per_token, learning=learning)
+    """A forward recorded for its reward margins; ``summed``: with the gradient of their sum."""
+    share, per_token = margin_share(objective, known), objective.needs.per_token
+    return engine.record(batch, share, per_token=per_token, learning=learning, summed=summed)
 
 
 def sketch_of(engine: Engine, objective: Objective, batch: PairBatch, anchor: AnchorProbe) -> Sketched:
@@ -104,7 +110,7 @@ def finite_gaps(
 
     before = margins_of(observed)
     # the sum in place of the mean, from which pairs that count alike need no factors
-    engine.weigh(observed, None if anchor.fidelity == "paper" else anchor.pulls(before))
+    engine.weigh(observed, None if anchor.along_mean else anchor.pulls(before))
     norm_of_sum = engine.gradient_norm(anchor.scope, adaptive=anchor.adaptive)
     norm = norm_of_sum / len(before)
     if not has_direction(norm):

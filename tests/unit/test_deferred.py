@@ -71,9 +71,9 @@ def differentiated(model: Any, factors: Tensor) -> list[Tensor]:
     return found
 
 
-def recorded(model: Any) -> Any:
+def recorded(model: Any, *, summed: bool = False) -> Any:
     """A recording of the six pairs."""
-    return record(model, window()[0], share, per_token=False, learning=True)[1]
+    return record(model, window()[0], share, per_token=False, learning=True, summed=summed)[1]
 
 
 def weighted(model: Any, recording: Any, factors: Tensor | None) -> Tensor:
@@ -101,6 +101,7 @@ def test_weighted_gradients_are_autograd_s(kind: str, packed: bool) -> None:
     limit, recording = (1e-13 if kind == "gpt_neox" else 1e-6), recorded(model)
     assert apart(weighted(model, recording, factors), wanted) < limit
     assert apart(weighted(model, recording, None), of_sum) < limit
+    assert apart(weighted(model, recorded(model, summed=True), None), of_sum) < limit
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -126,6 +127,10 @@ def test_whatever_is_trained_is_weighted(what: str, monkeypatch: pytest.MonkeyPa
     assert (recording.head.residuals is None) == (what == "chunks")
     assert apart(weighted(model, recording, factors), wanted) < 1e-6
     assert apart(weighted(model, recording, None), of_sum) < 1e-6
+    recording = recorded(model, summed=True)
+    assert apart(weighted(model, recording, None), of_sum) < 1e-6
+    assert not recording.gradients
+    assert apart(weighted(model, recording, factors), wanted) < 1e-6
 
 
 def test_residuals_are_kept_where_layers_leave_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
