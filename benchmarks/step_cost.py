@@ -33,7 +33,7 @@ class Size:
     techniques: tuple[str, ...] = ("L4k", "S32k")
     memory: bool = True
     methods: tuple[tuple[str, int, int], ...] = (("tiny", 8, 8), ("L4k", 2, 2))
-    within: tuple[tuple[str, int, int], ...] = (("tiny", 8, 40), ("L4k", 4, 12))
+    within: tuple[tuple[str, int, int], ...] = (("tiny", 8, 40), ("L4k", 4, 12), ("S32k", 4, 7))
     lengths: tuple[int, int, int] = (128, 64, 256)
     repetitions: int = 3
 
@@ -46,7 +46,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a model of no size, to see that it runs")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="these parts")
-    parser.add_argument("--shapes", nargs="+", help="models of the part techniques (default L4k S32k)")
+    parser.add_argument(
+        "--shapes", nargs="+", help="models of the parts techniques (default L4k S32k) and within (default all)"
+    )
     parser.add_argument("--repetitions", type=int, help="steps of each technique (default 3)")
     parser.add_argument("--no-memory", action="store_true", help="techniques by time alone")
     parser.add_argument("--folder", type=Path, default=paired.RESULTS, help="where to write")
@@ -81,6 +83,7 @@ def sized(given: argparse.Namespace) -> Size:
     return replace(
         size,
         techniques=tuple(given.shapes or size.techniques),
+        within=tuple(one for one in size.within if one[0] in (given.shapes or [one[0]])),
         repetitions=given.repetitions or size.repetitions,
         memory=not given.no_memory,
     )
